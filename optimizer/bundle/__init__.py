@@ -1,0 +1,1 @@
+"""Writes a deployment bundle from a run."""

@@ -1,0 +1,1 @@
+"""Streaming range estimators and the calibration table."""

@@ -1,0 +1,1 @@
+"""Passes over ONNX graphs and analyses of them, one idea a file."""

@@ -1,0 +1,1 @@
+"""Accuracy, latency and their statistics."""

@@ -1,0 +1,1 @@
+"""Metrics; METRICS lists them."""

@@ -1,0 +1,129 @@
+"""The recipe as data: frozen and strict. It says what, never how; `steps.py` derives the stages from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+DType = Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
+
+
+class Section(BaseModel):
+    """A mapping of the recipe: no unknown keys, no conversions, never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSource(Section):
+    """Where the model comes from: a checkpoint and the factory of its module, a `.pt2`, or an `.onnx`."""
+
+    checkpoint: str = Field(description="state_dict (.pt, .pth, .th, .safetensors), exported program (.pt2) or .onnx")
+    factory: str | None = Field(None, description="FILE.py:FUNCTION, a callable that returns the nn.Module")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+    files: tuple[str, ...] = Field((), description="further files that the factory reads")
+    key: str | None = Field(None, description="dotted path of the state_dict inside the checkpoint")
+    strip_prefix: str | None = Field(None, description="prefix to remove from every key, e.g. 'module.'")
+    outputs: tuple[str, ...] = Field(min_length=1, description="names of the outputs, in order")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="refuse a checkpoint with another sha256")
+    trust: bool = Field(False, description="allow the checkpoint to run code while it loads")
+
+
+class InputSpec(Section):
+    """An input of forward(); a word in `shape` names a dynamic axis."""
+
+    dtype: DType
+    shape: tuple[Annotated[int, Field(ge=1)] | str, ...]
+    keyword: bool = Field(False, description="passed by name instead of by position")
+
+
+class ShapeRange(Section):
+    """Smallest, usual and largest size of a dynamic axis."""
+
+    min: PositiveInt
+    opt: PositiveInt
+    max: PositiveInt
+
+
+class Normalize(Section):
+    """Subtract `mean`, divide by `std`, per channel (the last axis before `to_chw`)."""
+
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+
+
+class TransformStep(Section):
+    """One step of preprocessing; exactly one key is given."""
+
+    resize: tuple[PositiveInt, PositiveInt] | None = Field(None, description="[height, width], bilinear")
+    channels: Literal[1, 3] | None = Field(None, description="1: luminance; 3: grey repeated three times")
+    scale: float | None = Field(None, description="multiply, as float32")
+    normalize: Normalize | None = None
+    to_chw: Literal[True] | None = Field(None, description="height, width, channels -> channels, height, width")
+
+
+class CalibrationData(Section):
+    """Which samples calibrate."""
+
+    split: str
+    samples: PositiveInt = 512
+    seed: int = 0
+
+
+class EvaluationData(Section):
+    """Which samples judge accuracy; all of the split unless `samples` says fewer."""
+
+    split: str
+    samples: PositiveInt | None = None
+    seed: int = 0
+    batch: PositiveInt | None = Field(None, description="default: the profile's opt, or 32")
+
+
+class Data(Section):
+    """Real data: a callable `FILE.py:FUNCTION(split)` or a folder (or .zip) of pictures, one folder a class."""
+
+    source: str | None = Field(None, description="FILE.py:FUNCTION; called with the split's name and `arguments`")
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    files: tuple[str, ...] = Field((), description="files that the callable reads; their content is part of the key")
+    folder: str | None = Field(None, description="a folder or .zip of pictures")
+    layout: str | None = Field(None, description="path of a class's pictures in it, e.g. '<split>/<class>'")
+    transform: tuple[TransformStep, ...] = ()
+    labels: tuple[str, ...] | None = Field(None, description="class names by index")
+    calibration: CalibrationData | None = None
+    evaluation: EvaluationData
+
+
+class MetricOptions(Section):
+    """How a metric is read."""
+
+    output: str | None = Field(None, description="the output it reads; default: the first")
+
+
+class Measure(Section):
+    """How latency is measured; every CPU runtime gets the same threads."""
+
+    batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
+    seconds: PositiveFloat = Field(1.0, description="time budget per candidate and batch")
+    threads: PositiveInt = 1
+    require_stable: bool = Field(False, description="exit 5 when a latency stays unstable")
+
+
+class MetricLimit(Section):
+    """The largest drop of a metric against the baseline."""
+
+    max_drop: float = Field(ge=0.0)
+
+
+class SpeedupLimit(Section):
+    """The smallest speedup against the baseline."""
+
+    min: PositiveFloat
+
+
+class Gate(Section):
+    """What a candidate must hold to pass."""
+
+    batch: PositiveInt | None = Field(None, description="default: the first of measure.batches")
+    speedup: SpeedupLimit | None = None
+    metrics: dict[str, MetricLimit] = Field(default_factory=dict)

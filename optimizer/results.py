@@ -1,0 +1,173 @@
+"""`report.json`, schema version 1, as data: strict when written, strict when read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal["pass", "fail", "inconclusive"]
+Interval = tuple[float, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RecipeRef(_Part):
+    """Which recipe, by content."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+class Gpu(_Part):
+    """The GPU that measured."""
+
+    name: str
+    compute_capability: str
+    driver: str
+    memory_bytes: int
+
+
+class Environment(_Part):
+    """The machine and the versions behind every number of the report."""
+
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpu: Gpu | None
+    packages: dict[str, str]
+    threads: int = 1  # CPU threads of every runner while measuring
+    affinity: tuple[int, ...] = ()  # the processors that measuring was pinned to
+
+
+class Precision(_Part):
+    """Asked for, and delivered as a share of multiply-accumulates as the runtime executes them."""
+
+    requested: str
+    delivered: dict[str, float] = Field(default_factory=dict)
+    source: str | None = None  # what the shares were read from
+
+
+class ArtifactRef(_Part):
+    """A file of the run's folder; `path` is relative to `report.json`."""
+
+    path: str
+    sha256: str
+    bytes: int
+    format: str
+
+
+class MetricValue(_Part):
+    """A metric over the evaluation set; shares are fractions of 1."""
+
+    value: float
+    samples: int
+    ci95: Interval
+
+
+class MetricDelta(_Part):
+    """Candidate minus baseline, paired by sample."""
+
+    value: float
+    ci95: Interval
+    test: str
+    p_value: float
+
+
+class Numerics(_Part):
+    """An output against the baseline's over the evaluation inputs; null where not defined (an exact match has no finite SQNR)."""
+
+    max_abs: float | None
+    cosine: float | None
+    sqnr_db: float | None
+
+
+class Latency(_Part):
+    """Milliseconds per call at one batch size."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    samples: int
+    warmup: int
+    stable: bool
+
+
+class Speedup(_Part):
+    """Baseline p50 over candidate p50, from interleaved samples."""
+
+    value: float
+    ci95: Interval
+
+
+class Verdict(_Part):
+    """Judged, with the reasons as sentences."""
+
+    status: Status
+    reasons: tuple[str, ...] = ()
+
+
+class CandidateReport(_Part):
+    """A variant on a target: what was built, what it computes, how fast it is, and whether it may ship."""
+
+    name: str
+    variant: str
+    runtime: str
+    device: str
+    status: Literal["measured", "built", "failed"]
+    reason: str | None = None
+    precision: Precision
+    artifact: ArtifactRef | None = None
+    accuracy: dict[str, MetricValue] = Field(default_factory=dict)
+    accuracy_runtime: str | None = None
+    accuracy_delta: dict[str, MetricDelta] = Field(default_factory=dict)
+    numerics: dict[str, Numerics] = Field(default_factory=dict)
+    latency_ms: dict[str, Latency] | None = None
+    throughput: dict[str, float] | None = None
+    speedup: dict[str, Speedup] | None = None
+    energy_mj_per_item: float | None = None
+    peak_memory_bytes: int | None = None
+    verdict: Verdict | None = None
+
+
+class StageReport(_Part):
+    """One step of the build."""
+
+    id: str
+    stage: str
+    variant: str | None
+    key: str | None  # null where a failure upstream left the step without a source
+    reused: bool
+    seconds: float
+    peak_rss_bytes: int
+    output_sha256: str | None
+    notes: tuple[str, ...] = ()
+
+
+class Report(_Part):
+    """The whole of `report.json`."""
+
+    schema_version: Literal[1] = 1
+    recipe: RecipeRef
+    environment: Environment
+    baseline: str
+    candidates: tuple[CandidateReport, ...]
+    stages: tuple[StageReport, ...]
+    pareto: tuple[str, ...]
+    recommended: dict[str, str]
+    verdict: Verdict
+    gate: dict[str, Any] | None = None  # as the recipe wrote it
+    metrics: dict[str, Literal["higher", "lower"]] = Field(default_factory=dict)  # which direction is better
+    command: str = ""  # reproduces this report
+    created: str = ""  # ISO 8601, UTC
+    notes: tuple[str, ...] = ()
+
+    def candidate(self, name: str) -> CandidateReport | None:
+        """Return the candidate of that name."""
+        return next((c for c in self.candidates if c.name == name), None)

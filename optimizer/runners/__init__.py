@@ -1,0 +1,1 @@
+"""Runtimes under the measuring contract; RUNNERS lists them."""

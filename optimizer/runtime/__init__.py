@@ -1,0 +1,1 @@
+"""Open a bundle or an artifact and infer, with numpy and one backend."""

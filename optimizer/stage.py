@@ -1,0 +1,100 @@
+"""The stage contract: a frozen bag of parameters, and a pure function from source artifacts to one folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from optimizer.digest import sha256_json
+from optimizer.types import MAIN_FILE, Artifact, Format
+
+if TYPE_CHECKING:
+    from optimizer.data.samples import Samples
+    from optimizer.runtime.session import Session
+
+KEY_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an output may lie from its parent's: |child - parent| <= atol + rtol * |parent|, or an SQNR in dB.
+
+    Integer and boolean outputs must be equal where `exact_integers`. `reason` stands in the report.
+    """
+
+    reason: str
+    atol: float | None = None
+    rtol: float = 0.0
+    min_sqnr_db: float | None = None
+    exact_integers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What a stage may use besides its sources and parameters; nothing here can change its output unseen by the key."""
+
+    log: Path  # native tools write here
+    note: Callable[[str], None]  # a sentence for the report
+    progress: Callable[[str, int, int], None]  # (what, done, total)
+    samples: Callable[[str], Samples]  # "calibration": the real samples of the recipe, loaded on first use
+
+
+class Stage(BaseModel, ABC):
+    """A step of the build. Fields are its parameters, and all of them stand in its key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    consumes: ClassVar[Mapping[str, Format]]  # role -> format of each source; the first role is the parent
+    produces: ClassVar[Format]
+    tools: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the output
+    device_bound: ClassVar[bool] = False
+    tolerance: ClassVar[Tolerance | None] = None  # None: the output cannot be executed, so there is nothing to compare
+
+    @abstractmethod
+    def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
+        """Write the output into `workdir`, an empty folder; its main file is `MAIN_FILE[produces]`.
+
+        Raises: StageError, saying what to do; MissingToolError when a tool is absent.
+        """
+
+    def open_parent(self, sources: Mapping[str, Artifact]) -> Session:
+        """Open the parent for the check of this stage's output."""
+        from optimizer.runtime.onnx import OnnxSession
+
+        return OnnxSession(next(iter(sources.values())).file, optimize=False)
+
+    def open_output(self, output: Artifact) -> Session | str:
+        """Open the output for the check, or return the sentence that says why it cannot execute here."""
+        from optimizer.runtime.onnx import OnnxSession
+
+        return OnnxSession(output.file, optimize=False)
+
+    def key_document(
+        self, sources: Mapping[str, str], versions: Mapping[str, str], device: str | None
+    ) -> dict[str, Any]:
+        """Return everything that can change the output: what the key is the sha256 of."""
+        return {
+            "key_schema": KEY_SCHEMA,
+            "stage": self.name,
+            "version": self.version,
+            "parameters": self.model_dump(mode="json"),
+            "sources": dict(sources),
+            "tools": {tool: versions[tool] for tool in self.tools},
+            "device": device if self.device_bound else None,
+        }
+
+    def key(self, sources: Mapping[str, str], versions: Mapping[str, str], device: str | None = None) -> str:
+        """Return the key: may a stored output be reused? `sources` maps each role to its digest."""
+        return sha256_json(self.key_document(sources, versions, device))
+
+    @property
+    def main_file(self) -> str:
+        """The name of the main file that `run` writes."""
+        return MAIN_FILE[self.produces]
