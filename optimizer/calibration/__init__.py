@@ -1,1 +1,1 @@
-"""Streaming range estimators and the calibration table."""
+"""Streaming calibration: histograms that grow, range estimators, the calibration table."""

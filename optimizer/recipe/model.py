@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
@@ -33,17 +34,19 @@ class ModelSource(Section):
 class InputSpec(Section):
     """An input of forward(); a word in `shape` names a dynamic axis."""
 
-    dtype: DType
-    shape: tuple[Annotated[int, Field(ge=1)] | str, ...]
+    dtype: DType = Field(description="numpy's name, e.g. float32")
+    shape: tuple[Annotated[int, Field(ge=1)] | str, ...] = Field(
+        description="sizes, and a word for each dynamic axis: [batch, 3, 32, 32]"
+    )
     keyword: bool = Field(False, description="passed by name instead of by position")
 
 
 class ShapeRange(Section):
     """Smallest, usual and largest size of a dynamic axis."""
 
-    min: PositiveInt
-    opt: PositiveInt
-    max: PositiveInt
+    min: PositiveInt = Field(description="the smallest size")
+    opt: PositiveInt = Field(description="the usual size, which an engine is tuned for")
+    max: PositiveInt = Field(description="the largest size")
 
 
 class Normalize(Section):
@@ -66,7 +69,7 @@ class TransformStep(Section):
 class CalibrationData(Section):
     """Which samples calibrate."""
 
-    split: str
+    split: str = Field(description="the name of a split, as the source knows it")
     samples: PositiveInt = 512
     seed: int = 0
 
@@ -74,7 +77,7 @@ class CalibrationData(Section):
 class EvaluationData(Section):
     """Which samples judge accuracy; all of the split unless `samples` says fewer."""
 
-    split: str
+    split: str = Field(description="the name of a split, as the source knows it")
     samples: PositiveInt | None = None
     seed: int = 0
     batch: PositiveInt | None = Field(None, description="default: the profile's opt, or 32")
@@ -91,7 +94,7 @@ class Data(Section):
     transform: tuple[TransformStep, ...] = ()
     labels: tuple[str, ...] | None = Field(None, description="class names by index")
     calibration: CalibrationData | None = None
-    evaluation: EvaluationData
+    evaluation: EvaluationData = Field(description="{split: NAME}, the samples that judge accuracy")
 
 
 class MetricOptions(Section):
@@ -112,13 +115,13 @@ class Measure(Section):
 class MetricLimit(Section):
     """The largest drop of a metric against the baseline."""
 
-    max_drop: float = Field(ge=0.0)
+    max_drop: float = Field(ge=0.0, description="in the metric's own unit; of a share, 0.01 is one percentage point")
 
 
 class SpeedupLimit(Section):
     """The smallest speedup against the baseline."""
 
-    min: PositiveFloat
+    min: PositiveFloat = Field(description="baseline p50 over candidate p50, e.g. 1.1")
 
 
 class Gate(Section):
@@ -127,3 +130,61 @@ class Gate(Section):
     batch: PositiveInt | None = Field(None, description="default: the first of measure.batches")
     speedup: SpeedupLimit | None = None
     metrics: dict[str, MetricLimit] = Field(default_factory=dict)
+
+
+class Variant(Section):
+    """One way to compute the model; `options` are fields of its precision's stages, only those that were given."""
+
+    precision: str
+    targets: tuple[str, ...] = Field(description="names of the recipe's targets; default: all of them")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Target(Section):
+    """One runtime to deploy to; `options` are fields of its stages, only those that were given."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Section):
+    """The whole recipe, checked. The last four fields are facts about the file and no part of what it says."""
+
+    name: str = Field(description="names the run's folder; default: the name of the recipe's folder")
+    model: ModelSource
+    inputs: dict[str, InputSpec] = Field(min_length=1, description="in the order of forward()")
+    profile: dict[str, ShapeRange] = Field(default_factory=dict, description="range of each dynamic axis")
+    data: Data
+    metrics: dict[str, MetricOptions] = Field(default_factory=dict)
+    variants: dict[str, Variant] = Field(min_length=1)
+    targets: dict[str, Target] = Field(min_length=1)
+    measure: Measure = Measure()
+    gate: Gate | None = None
+    path: Path = Field(exclude=True)
+    folder: Path = Field(exclude=True)
+    text: bytes = Field(exclude=True, repr=False)
+    settings: dict[str, str] = Field(default_factory=dict, exclude=True)  # each ${NAME} that was filled
+
+    @classmethod
+    def top_level(cls) -> tuple[str, ...]:
+        """Return the top-level keys that a recipe's author may write."""
+        return tuple(name for name, field in cls.model_fields.items() if not field.exclude)
+
+    def resolve(self, relative: str) -> Path:
+        """Return the absolute path of a file that the recipe names: relative to the recipe's folder."""
+        return self.folder / relative
+
+    @property
+    def batch_axis(self) -> str | None:
+        """The word at position 0 of the first input's shape, or None where the batch is fixed."""
+        first = next(iter(self.inputs.values())).shape[0]
+        return first if isinstance(first, str) else None
+
+    @property
+    def evaluation_batch(self) -> int:
+        """The batch of the accuracy measurement: as written, else the only one, else the profile's opt, else 32."""
+        first = next(iter(self.inputs.values())).shape[0]
+        if self.data.evaluation.batch is not None:
+            return self.data.evaluation.batch
+        if isinstance(first, int):
+            return first
+        return self.profile[first].opt if first in self.profile else 32

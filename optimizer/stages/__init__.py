@@ -1,1 +1,42 @@
-"""The stages of a build; STAGES lists them."""
+"""The stages of a build, and the tables that say which of them a variant or a target needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from optimizer.stage import Stage
+from optimizer.stages.adopt import Adopt
+from optimizer.stages.calibrate import Calibrate
+from optimizer.stages.collect import Collect
+from optimizer.stages.engine import Engine
+from optimizer.stages.export import Export
+from optimizer.stages.float16 import Float16
+from optimizer.stages.quantize import Quantize
+from optimizer.stages.simplify import Simplify
+
+STAGES: tuple[type[Stage], ...] = (Collect, Adopt, Export, Simplify, Float16, Calibrate, Quantize, Engine)
+
+# precision -> the stages between the simplified graph and the variant's graph
+VARIANTS: dict[str, tuple[type[Stage], ...]] = {"fp32": (), "fp16": (Float16,), "int8": (Calibrate, Quantize)}
+
+# target -> the stages between the variant's graph and what executes
+TARGETS: dict[str, tuple[type[Stage], ...]] = {"onnxruntime": (), "tensorrt_rtx": (Engine,), "tensorrt": (Engine,)}
+
+# target -> the form of quantization that its kernels take
+DIALECTS: dict[str, Literal["cpu", "tensorrt"]] = {
+    "onnxruntime": "cpu",
+    "tensorrt_rtx": "tensorrt",
+    "tensorrt": "tensorrt",
+}
+
+# ending of a checkpoint -> how it becomes a module
+CHECKPOINT_KINDS: dict[str, str] = {
+    ".pt": "state_dict",
+    ".pth": "state_dict",
+    ".th": "state_dict",
+    ".bin": "state_dict",
+    ".ckpt": "state_dict",
+    ".safetensors": "state_dict",
+    ".pt2": "exported_program",
+    ".onnx": "onnx",
+}

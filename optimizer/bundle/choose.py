@@ -1,0 +1,68 @@
+"""Which candidate of a run `--variant NAME [--target NAME]` means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from optimizer.errors import StageError, UsageError
+from optimizer.results import CandidateReport, Report
+
+
+def choose_candidate(report: Report, variant: str, target: str | None = None) -> str:
+    """Return a candidate's name: that target's, else the recommended one's, else the only one's.
+
+    Raises: UsageError naming what there is.
+    """
+    deployable = [c for c in report.candidates if c.runtime not in _PYTORCH]
+    of_variant = [c for c in deployable if c.variant == variant]
+    if not of_variant:
+        raise unknown("variant", variant, dict.fromkeys(c.variant for c in deployable))
+    if target is not None:
+        found = [c.name for c in of_variant if c.runtime == target]
+        if not found:
+            raise unknown(f"target of the variant '{variant}'", target, [c.runtime for c in of_variant])
+        return found[0]
+    recommended = {c.name for c in of_variant if c.name in report.recommended.values()}
+    names = list(recommended) if len(recommended) == 1 else [c.name for c in of_variant]
+    if len(names) == 1:
+        return names[0]
+    raise UsageError(
+        f"the variant '{variant}' stands for {len(names)} candidates: {', '.join(names)}",
+        where="bundle",
+        hint=f"say which:  --target {'|'.join(c.runtime for c in of_variant)}",
+    )
+
+
+def find_candidate(report: Report, name: str) -> CandidateReport:
+    """Return a candidate that can be deployed.
+
+    Raises: UsageError for an unknown name or one that runs in PyTorch, StageError for one that failed.
+    """
+    candidate = report.candidate(name)
+    if candidate is None:
+        raise unknown("candidate", name, [c.name for c in report.candidates if c.runtime not in _PYTORCH])
+    if candidate.runtime in _PYTORCH:
+        others = [c.name for c in report.candidates if c.runtime not in _PYTORCH]
+        raise UsageError(
+            f"'{name}' runs in PyTorch and has no file to deploy (there are: {', '.join(others) or 'none'})",
+            where="bundle",
+        )
+    if candidate.status == "failed":
+        raise StageError(
+            f"'{name}' failed: {candidate.reason}",
+            where="bundle",
+            hint="mend it and build again, or bundle another one",
+        )
+    return candidate
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Return the error for a name that is not there: the nearest one, and all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f", did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"no {kind} '{name}'{meant} (there are: {', '.join(names) or 'none'})", where="bundle")
+
+
+_PYTORCH = ("torch", "torch_compile")

@@ -1,0 +1,77 @@
+"""A histogram of one tensor whose range grows by re-binning: every batch is folded in once and then forgotten."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from optimizer.runtime.session import Array
+
+# Bins on each side of zero. The range is a power of two, so at least half of them lie below the largest magnitude:
+# never fewer than 2,048 bins for the values of the longer side.
+BINS = 4096
+# Values binned at a time: the scaled copies stay in the processor's cache.
+_BLOCK = 1 << 16
+_SMALLEST_EXPONENT = -125  # 2**-126 is the smallest normal float32; what lies below counts as zero
+
+
+class RunningHistogram:
+    """Minimum, maximum and counts over [-2**e, 2**e) in `2 * BINS` equal bins, fed batch by batch.
+
+    Numeric: bin edges are dyadic and growing merges pairs, quadruples, ... of bins, so any split of the same values
+    into batches, in any order, ends in the same counts. Bin `BINS` starts at zero exactly.
+    """
+
+    def __init__(self) -> None:
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self.exponent = _SMALLEST_EXPONENT
+        self.counts: npt.NDArray[np.int64] = np.zeros(2 * BINS, dtype=np.int64)
+
+    def fold(self, values: Array) -> bool:
+        """Count `values` (floating point, any shape); return False, and count nothing, if any is NaN or infinite."""
+        if values.size == 0:
+            return True
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._grow(math.frexp(max(-low, high))[1])
+        flat = values.reshape(-1)
+        # Exact: the factor is a power of two, and float32 holds every scaled value.
+        factor = np.float32(2.0 ** (12 - self.exponent)) if self.exponent > -115 else None
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK].astype(np.float32, copy=False)
+            scaled = block * factor if factor is not None else block.astype(np.float64) * 2.0 ** (12 - self.exponent)
+            bins = np.floor(scaled, out=scaled).astype(np.intp)
+            bins += BINS
+            self.counts += np.bincount(bins, minlength=2 * BINS)
+        return True
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
+    @property
+    def bin_width(self) -> float:
+        """Width of every bin."""
+        return 2.0**self.exponent / BINS
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """The `2 * BINS + 1` bin edges."""
+        return np.arange(-BINS, BINS + 1) * self.bin_width
+
+    def _grow(self, exponent: int) -> None:
+        """Widen the range to [-2**exponent, 2**exponent) by merging bins; never narrow it."""
+        shift = exponent - self.exponent
+        if shift <= 0:
+            return
+        kept = np.flatnonzero(self.counts)
+        merged = ((kept - BINS) >> min(shift, 60)) + BINS
+        counts = np.zeros_like(self.counts)
+        np.add.at(counts, merged, self.counts[kept])
+        self.counts, self.exponent = counts, exponent

@@ -1,0 +1,35 @@
+"""`optimize bundle`: a folder to drop into deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("bundle")
+@click.argument("run")
+@click.option("--variant", required=True, metavar="NAME", help="The variant to deploy, e.g. int8.")
+@click.option("--target", metavar="NAME", help="Its runtime; default: the recommended one, else the only one.")
+@click.option(
+    "-o",
+    "--out",
+    "destination",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder to write; default: NAME-VARIANT-TARGET here.",
+)
+def command(run: str, variant: str, target: str | None, destination: Path | None) -> None:
+    """Write a folder to drop into deployment.
+
+    RUN is the folder that holds report.json, or a run's number.
+    """
+    from optimizer.bundle.choose import choose_candidate
+    from optimizer.bundle.write import read_report, write_bundle
+    from optimizer.paths import find_run
+
+    folder = find_run(run)
+    report = read_report(folder)
+    name = choose_candidate(report, variant, target)
+    destination = destination or Path(f"{report.recipe.name}-{name.replace('@', '-')}")
+    click.echo(write_bundle(folder, name, destination))

@@ -1,0 +1,28 @@
+"""`optimize check`: a recipe or a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from optimizer.cli.options import settings_option
+
+
+@click.command("check")
+@click.argument("path", metavar="RECIPE|BUNDLE", type=click.Path(path_type=Path))
+@settings_option
+def command(path: Path, settings: dict[str, str]) -> None:
+    """Report every error of a RECIPE at once; or tell whether a BUNDLE is whole, loads and computes right."""
+    if path.is_dir():
+        from optimizer.cli.check_bundle import check_bundle
+
+        check_bundle(path, click.echo)
+        return
+    from optimizer.recipe.loader import load_recipe
+    from optimizer.recipe.steps import derive
+
+    recipe = load_recipe(path, settings)
+    derivation = derive(recipe)
+    candidates = ", ".join(c.name for c in derivation.candidates)
+    click.echo(f"{path}: sound. {len(derivation.steps)} stages, {len(derivation.candidates)} candidates: {candidates}")

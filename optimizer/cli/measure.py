@@ -1,0 +1,48 @@
+"""`optimize measure`: a run, measured on this machine."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from optimizer.cli.options import device_option, json_option, remeasure_option, settings_option
+
+
+@click.command("measure")
+@click.argument("run", metavar="RUN")
+@settings_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new run; default: the next one.")
+@device_option
+@remeasure_option
+@json_option
+@click.pass_context
+def command(ctx: click.Context, run: str, settings: dict[str, str], **options: object) -> None:
+    """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
+    from optimizer.cli.build import finish
+    from optimizer.cli.progress import open_progress
+    from optimizer.paths import find_run, home, new_run
+    from optimizer.pipeline.build import Options
+    from optimizer.pipeline.remeasure import open_run, remeasure
+    from optimizer.pipeline.run import open_out
+    from optimizer.report.read import read_report
+    from optimizer.store import Store
+
+    folder = find_run(run)
+    recipe, _ = open_run(folder, settings)
+    progress = open_progress()
+    store = Store(home() / "store", progress.say)
+    out = options["out"]
+    new = open_out(out) if isinstance(out, Path) else new_run(recipe.name)
+    chosen = Options(
+        device=str(options["device"]),
+        remeasure=bool(options["remeasure"]),
+        command=shlex.join(["optimize", *sys.argv[1:]]),
+    )
+    try:
+        built = remeasure(folder, read_report(folder), store, new, chosen, settings, progress)
+    finally:
+        progress.close()
+    finish(ctx, built.report, built.run, built.errors, as_json=bool(options["as_json"]))

@@ -1,0 +1,36 @@
+"""`optimize plan`: what a build would do, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from optimizer.cli.options import device_option, settings_option
+
+
+@click.command("plan")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@settings_option
+@click.option("--only", multiple=True, metavar="VARIANT", help="Only this variant; may be repeated.")
+@device_option
+def command(recipe: Path, settings: dict[str, str], only: tuple[str, ...], device: str) -> None:
+    """Show the stages of RECIPE in order, key, reuse or build, and why. Builds nothing."""
+    from optimizer.paths import home
+    from optimizer.pipeline.plan import plan
+    from optimizer.recipe.loader import load_recipe
+    from optimizer.recipe.steps import check_only
+    from optimizer.store import Store
+
+    loaded = load_recipe(recipe, settings)
+    check_only(loaded, only)
+    place = home()
+    store = Store(place / "store", lambda text: click.echo(text, err=True))
+    result = plan(loaded, store, place / "runs" / loaded.name, only=only, device=device)
+    width = max(len(p.step.id) for p in result.steps)
+    for planned in result.steps:
+        what = "reuse" if planned.reusable else "build"
+        key = (planned.key or "")[:8].ljust(8)
+        click.echo(f"{planned.step.id:<{width}}  {what}  {key}  {planned.why}".rstrip())
+    reused = sum(p.reusable for p in result.steps)
+    click.echo(f"{len(result.steps)} stages: {reused} to reuse, {len(result.steps) - reused} to build")

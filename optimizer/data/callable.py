@@ -1,0 +1,86 @@
+"""Samples from a Python callable of the recipe's author."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.data.samples import Array, Sample, Samples
+from optimizer.errors import StageError
+from optimizer.imports import load_function
+
+
+class FromArrays(Samples):
+    """Arrays with a first axis of samples, and one target each."""
+
+    def __init__(self, inputs: Mapping[str, Array], targets: Sequence[Any], split: str) -> None:
+        self._inputs = inputs
+        self._targets = targets
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        arrays = {name: array[index] for name, array in self._inputs.items()}
+        return Sample(arrays, self._targets[index], f"{self._split}[{index}]")
+
+
+class FromSequence(Samples):
+    """A sequence of pairs (inputs, target), read on access."""
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], split: str) -> None:
+        self._pairs = pairs
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        inputs, target = self._pairs[index]
+        return Sample(_named(inputs), target, f"{self._split}[{index}]")
+
+
+def call_source(file: Path, function: str, split: str, arguments: Mapping[str, Any]) -> Samples:
+    """Call `function(split, **arguments)`.
+
+    It returns (inputs, targets), inputs being an array or a mapping of arrays with a first axis of samples; or any
+    sequence with a length whose items are pairs (inputs, target) of one sample.
+    Raises: StageError when it fails or returns something else.
+    """
+    where = f"data source {file.name}:{function}('{split}')"
+    try:
+        result = load_function(file, function)(split, **arguments)
+    except (TypeError, ValueError, KeyError, OSError, LookupError) as error:
+        raise StageError(f"{type(error).__name__}: {error}", where=where) from error
+    if isinstance(result, tuple) and len(result) == 2 and not _is_pair_of_samples(result):
+        arrays = _named(result[0])
+        targets = result[1] if result[1] is not None else [None] * len(next(iter(arrays.values())))
+        unlike = {name: len(a) for name, a in arrays.items() if len(a) != len(targets)}
+        if unlike:
+            raise StageError(f"returned {len(targets)} targets and inputs of {unlike} samples", where=where)
+        return FromArrays(arrays, targets, split)
+    if hasattr(result, "__len__") and hasattr(result, "__getitem__"):
+        return FromSequence(result, split)
+    raise StageError(
+        f"returned a {type(result).__name__}",
+        where=where,
+        hint="Return (inputs, targets) as arrays, or a sequence of (inputs, target) pairs.",
+    )
+
+
+def _is_pair_of_samples(result: tuple[Any, Any]) -> bool:
+    return all(isinstance(item, tuple) and len(item) == 2 for item in result)
+
+
+def _named(inputs: Any) -> dict[str, Array]:
+    if isinstance(inputs, Mapping):
+        return {str(name): np.asarray(array) for name, array in inputs.items()}
+    return {"": np.asarray(inputs)}

@@ -1,0 +1,60 @@
+"""The recipe's two splits, opened on first use and never twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from optimizer.data.callable import call_source
+from optimizer.data.pictures import Pictures
+from optimizer.data.samples import Samples
+from optimizer.data.source import Transformed, pick, to_specs, without_overlap
+from optimizer.errors import StageError
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Recipe
+
+
+class Splits:
+    """Calibration and evaluation samples of a recipe. `say` hears which samples were replaced."""
+
+    def __init__(self, recipe: Recipe, say: Callable[[str], None]) -> None:
+        self._recipe = recipe
+        self._say = say
+
+    def __call__(self, name: str) -> Samples:
+        """Return the samples of `calibration` or `evaluation`."""
+        return self.calibration if name == "calibration" else self.evaluation
+
+    @cached_property
+    def evaluation(self) -> Samples:
+        """The evaluation samples: the whole split, or as many as the recipe says."""
+        part = self._recipe.data.evaluation
+        return pick(self._open(part.split), part.samples, part.seed, "data.evaluation")
+
+    @cached_property
+    def calibration(self) -> Samples:
+        """The calibration samples, without those that stand in the evaluation set by content."""
+        part = self._recipe.data.calibration
+        if part is None:
+            raise StageError("there is none", where="data.calibration", hint="Add it:  calibration: {split: train}")
+        samples, dropped = without_overlap(self._open(part.split), self.evaluation, part.samples, part.seed)
+        if dropped:
+            names = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+            self._say(
+                f"calibration: {len(dropped)} samples stand in the evaluation set too and were replaced ({names})"
+            )
+        return samples
+
+    def _open(self, split: str) -> Samples:
+        data = self._recipe.data
+        if data.source is not None:
+            file, _, function = data.source.partition(":")
+            source = call_source(self._recipe.folder / file, function, split, data.arguments)
+        else:
+            source = Pictures(self._recipe.folder / str(data.folder), str(data.layout), split)
+        if data.labels is not None:
+            source.labels = data.labels
+        steps = [step.model_dump(mode="json", exclude_none=True) for step in data.transform]
+        return Transformed(source, steps, to_specs(self._recipe.inputs))

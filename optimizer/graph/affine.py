@@ -1,0 +1,94 @@
+"""Affine quantization: scales, zero points and integers from ranges and weights.
+
+Numeric: real = scale * (integer - zero_point); integers round half to even and saturate, and zero is exact.
+Source: ONNX operators QuantizeLinear and DequantizeLinear; Jacob et al. 2018, arXiv:1712.05877, section 2.1;
+Wu et al. 2020, arXiv:2004.09602, section 3 (symmetric: -127..127, so that negation stays in range).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+_TINY = float(np.finfo(np.float32).tiny)
+_INT32_MAX = 2**31 - 1
+
+
+class Bounds(Protocol):
+    """What a calibration table knows of a tensor."""
+
+    @property
+    def low(self) -> float:
+        """Smallest value that asymmetric integers cover."""
+
+    @property
+    def high(self) -> float:
+        """Largest value that asymmetric integers cover."""
+
+    @property
+    def magnitude(self) -> float:
+        """Largest magnitude that symmetric integers cover."""
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """Scale and zero point of a whole tensor. `degenerate`: its range is zero, so the scale is 1 by convention."""
+
+    scale: float
+    zero_point: int
+    dtype: type[np.int8] | type[np.uint8]
+    degenerate: bool = False
+
+
+def symmetric(bounds: Bounds) -> Affine:
+    """Return int8 with zero point 0, for [-magnitude, magnitude] on -127..127."""
+    scale = float(np.float32(bounds.magnitude / 127.0))
+    if scale < _TINY:
+        return Affine(1.0, 0, np.int8, degenerate=True)
+    return Affine(scale, 0, np.int8)
+
+
+def asymmetric(bounds: Bounds) -> Affine:
+    """Return uint8 for [low, high], widened to hold zero, on 0..255."""
+    low, high = min(bounds.low, 0.0), max(bounds.high, 0.0)
+    scale = float(np.float32((high - low) / 255.0))
+    if scale < _TINY:
+        return Affine(1.0, 0, np.uint8, degenerate=True)
+    return Affine(scale, int(np.clip(np.rint(-low / scale), 0, 255)), np.uint8)
+
+
+def weight_scales(weight: Float32, axis: int, bias: Float32 | None = None, input_scale: float = 1.0) -> Float32:
+    """Return one symmetric scale per index of `axis`.
+
+    With a `bias` that is to be int32 at scale `input_scale * weight scale`, scales are widened where it would not fit,
+    and chosen for the bias alone where a channel's weights are all zero.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    scales = np.abs(weight.astype(np.float64)).max(axis=others) / 127.0
+    empty = scales < _TINY
+    if bias is None:
+        scales[empty] = 1.0
+    else:
+        magnitudes = np.broadcast_to(np.abs(bias.astype(np.float64)).reshape(-1), scales.shape)
+        # 2**24 steps keep every bit of a float32 bias.
+        scales[empty] = np.where(magnitudes[empty] > 0, magnitudes[empty] / (input_scale * 2**24), 1.0)
+        scales = np.maximum(scales, magnitudes / (input_scale * (_INT32_MAX - 256)))
+    return np.asarray(np.maximum(scales, _TINY), dtype=np.float32)
+
+
+def to_int8(weight: Float32, scales: Float32, axis: int) -> npt.NDArray[np.int8]:
+    """Return symmetric integers, one scale per index of `axis`."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    steps = np.rint(weight.astype(np.float64) / scales.astype(np.float64).reshape(shape))
+    return np.asarray(np.clip(steps, -127, 127), dtype=np.int8)
+
+
+def to_int32(bias: Float32, scales: Float32) -> npt.NDArray[np.int32]:
+    """Return a bias as integers of the accumulator: scale = input scale * weight scale, zero point 0."""
+    steps = np.rint(bias.astype(np.float64) / scales.astype(np.float64))
+    return np.asarray(np.clip(steps, -_INT32_MAX, _INT32_MAX), dtype=np.int32)

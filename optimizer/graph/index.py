@@ -1,0 +1,103 @@
+"""An index over the main graph of an ONNX model: who makes a tensor, who reads it, which are constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from optimizer.runtime.session import Array
+
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return an attribute's value, or `default` where the node has none."""
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else onnx.helper.get_attribute_value(found)
+
+
+def node_key(node: onnx.NodeProto) -> str:
+    """Return the node's name; ONNX allows none, then the first output names it, which is unique in a graph."""
+    return str(node.name or node.output[0])
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies of If, Loop and Scan."""
+    for a in node.attribute:
+        if a.type == onnx.AttributeProto.GRAPH:
+            yield a.g
+        yield from a.graphs
+
+
+class GraphIndex:
+    """Lookups over `model.graph`; valid until the graph is changed. Constants inside subgraphs are not seen."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self.readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        self.captured: set[str] = set()  # read inside a subgraph
+        self._constants: dict[str, onnx.TensorProto] = {i.name: i for i in self.graph.initializer}
+        for node in self.graph.node:
+            self.producers.update(dict.fromkeys((o for o in node.output if o), node))
+            for position, name in enumerate(node.input):
+                if name:
+                    self.readers.setdefault(name, []).append((node, position))
+            for body in subgraphs(node):
+                self.captured |= set(_reads(body))
+            if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
+                self._constants[node.output[0]] = value
+        self.outputs = {o.name for o in self.graph.output}
+        self.types = {v.name: v.type.tensor_type.elem_type for v in (*self.graph.input, *self.graph.output)}
+        self.types |= {name: tensor.data_type for name, tensor in self._constants.items()}
+
+    def is_constant(self, name: str) -> bool:
+        """Is the tensor an initializer, or the output of a Constant node?"""
+        return name in self._constants
+
+    def constant(self, name: str) -> Array:
+        """Return a constant's value."""
+        value: Array = np.asarray(numpy_helper.to_array(self._constants[name]))
+        return value
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """Return a constant's shape."""
+        return tuple(self._constants[name].dims)
+
+    def sole_reader(self, name: str) -> onnx.NodeProto | None:
+        """Return the only node that reads a tensor which is neither an output nor read in a subgraph."""
+        found = self.readers.get(name, [])
+        return found[0][0] if len(found) == 1 and name not in self.outputs | self.captured else None
+
+    def float_type(self, name: str) -> int:
+        """Return the element type of a floating-point tensor, followed back to where it is stated; 0 if nowhere is."""
+        seen: set[str] = set()
+        while name and name not in seen:
+            seen.add(name)
+            if name in self.types:
+                return int(self.types[name])
+            node = self.producers.get(name)
+            if node is None or not node.input:
+                return 0
+            if node.op_type == "Cast":
+                return int(attribute(node, "to"))
+            if node.op_type in {"DequantizeLinear", "DynamicQuantizeLinear"}:
+                name = node.input[1 if node.op_type == "DequantizeLinear" else 0]
+            elif node.op_type == "Where":
+                name = node.input[1]
+            else:
+                name = node.input[0]
+        return 0
+
+
+def _reads(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names that a subgraph takes from outside, and some that it makes itself: harmless for a membership test."""
+    for node in graph.node:
+        yield from node.input
+        for body in subgraphs(node):
+            yield from _reads(body)
+    yield from (o.name for o in graph.output)

@@ -1,0 +1,92 @@
+"""Which nodes can compute in int8, and along which axis their weights are scaled; for the others, why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from optimizer.graph.index import FLOAT, GraphIndex, attribute
+
+Dialect = Literal["tensorrt", "cpu"]
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node with one activation and one constant weight. `axis` is the weight's axis of output channels."""
+
+    node: onnx.NodeProto
+    data: int  # position among the inputs
+    weight: int
+    axis: int
+    bias: int | None
+
+    @property
+    def data_name(self) -> str:
+        """The activation."""
+        return str(self.node.input[self.data])
+
+    @property
+    def weight_name(self) -> str:
+        """The weight."""
+        return str(self.node.input[self.weight])
+
+    @property
+    def bias_name(self) -> str | None:
+        """The bias, where there is one."""
+        return None if self.bias is None else str(self.node.input[self.bias])
+
+
+def examine(index: GraphIndex, node: onnx.NodeProto, dialect: Dialect) -> Candidate | str:
+    """Return the node as a candidate, or the reason why it stays in float."""
+    found = _candidate(index, node)
+    if isinstance(found, str):
+        return found
+    if index.float_type(found.data_name) != FLOAT or index.float_type(found.weight_name) != FLOAT:
+        return "its inputs are not float32"
+    return (_refused_by_onnxruntime(index, found) if dialect == "cpu" else None) or found
+
+
+def _candidate(index: GraphIndex, node: onnx.NodeProto) -> Candidate | str:
+    data, weight = node.input[0], node.input[1]
+    bias = 2 if len(node.input) > 2 and node.input[2] else None
+    if index.is_constant(data) and not index.is_constant(weight):
+        return "its weight is the first operand, which has no scale per output channel"
+    if not index.is_constant(weight):
+        return "both operands are activations"
+    if index.is_constant(data):
+        return "both operands are constant"
+    rank = len(index.dims(weight))
+    if node.op_type == "MatMul":
+        return Candidate(node, 0, 1, rank - 1, None) if rank >= 2 else "its weight is a vector"
+    if node.op_type == "Gemm":
+        return Candidate(node, 0, 1, 0 if attribute(node, "transB", 0) else 1, bias)
+    # Conv weights are [out, in/group, ...], those of ConvTranspose [in, out/group, ...].
+    return Candidate(node, 0, 1, 0 if node.op_type == "Conv" else 1, bias)
+
+
+def _refused_by_onnxruntime(index: GraphIndex, found: Candidate) -> str | None:
+    node = found.node
+    if node.op_type == "ConvTranspose":
+        return "onnxruntime has no integer ConvTranspose on the CPU"
+    if found.bias_name is not None:
+        if not index.is_constant(found.bias_name):
+            return "its bias is no constant, and onnxruntime's integer kernel needs an int32 one"
+        channels = index.dims(found.weight_name)[found.axis]
+        if index.dims(found.bias_name) not in {(channels,), (1, channels)}:
+            return "its bias is not one value per output channel"
+        if attribute(node, "beta", 1.0) != 1.0:
+            return "onnxruntime's integer Gemm takes beta 1 alone"
+    elif node.op_type == "MatMul" and len(index.dims(found.weight_name)) > 2:
+        return "onnxruntime scales the columns of two-dimensional weights alone"
+    if node.op_type == "Conv" and node.output[0] in index.captured:
+        return "its output is read inside a subgraph"
+    return None
+
+
+def uncounted(model: onnx.ModelProto) -> list[str]:
+    """Return the recurrent layers: they stay in float, and their work is not among the multiply-accumulates counted."""
+    return [str(n.name or n.output[0]) for n in model.graph.node if n.op_type in _RECURRENT]

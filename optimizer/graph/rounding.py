@@ -1,0 +1,176 @@
+"""The rounding emulator: a float16 graph rewritten so that a float32 runtime gives float16 hardware's numbers.
+
+Hardware (and torch on the CPU) computes an operator on float16 tensors with float32 accumulators and rounds what it
+writes. onnxruntime's CPU provider runs such a graph in float32 throughout, so nothing overflows and nothing is rounded.
+Here every tensor that is float16 in the source is a float32 tensor that holds float16 values: a pair of Casts after its
+producer rounds it to nearest even, with subnormals, and to infinity from 65520 on. Run it without graph optimisation.
+Kernels that fuse several operators round once where this rounds after each: the emulator is the stricter of the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from optimizer.errors import StageError
+from optimizer.graph.facts import GraphFacts, attribute_value, label, lift_constants, subgraphs
+from optimizer.graph.files import save_model
+from optimizer.graph.typed import infer_types, read_model
+from optimizer.graph.operators import EXACT
+
+FLOAT = onnx.TensorProto.FLOAT
+FLOAT16 = onnx.TensorProto.FLOAT16
+BFLOAT16 = onnx.TensorProto.BFLOAT16
+_WHERE = "rounding emulator"
+# Attributes that name the element type of an output.
+_TYPE_ATTRIBUTES = ("dtype", "to", "output_dtype", "output_datatype")
+
+
+def holds_float16(model: onnx.ModelProto) -> bool:
+    """Whether any tensor of the model is float16."""
+    return _holds(model.graph, FLOAT16)
+
+
+def emulate_rounding(source: Path, destination: Path) -> None:
+    """Write the float32 graph that rounds wherever the float16 graph at `source` does; inputs and outputs keep their types.
+
+    Numeric: to be executed with every graph optimisation disabled: an optimiser may drop a pair of Casts.
+    Raises: StageError for float16 inside If, Loop or Scan, and for bfloat16, neither of which is emulated.
+    """
+    model = read_model(source)
+    _refuse(model)
+    lift_constants(infer_types(model), FLOAT16)
+    facts = GraphFacts(model)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    nodes = _Rounder(facts).nodes()
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for value in model.graph.value_info:
+        if value.type.tensor_type.elem_type == FLOAT16:
+            value.type.tensor_type.elem_type = FLOAT
+    save_model(infer_types(model), destination)
+
+
+class _Rounder:
+    """Writes the emulating nodes. A float16 tensor keeps its name and becomes float32, unless the name is public."""
+
+    def __init__(self, facts: GraphFacts) -> None:
+        self.facts = facts
+        graph = facts.model.graph
+        self.public = {value.name for value in (*graph.input, *graph.output)}
+        self.name: dict[str, str] = {}  # original name -> the name under which it is read now
+        self.taken = set(facts.types)
+        self.written: list[onnx.NodeProto] = []
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """Return the nodes of the emulating graph in order."""
+        for value in self.facts.model.graph.input:
+            if self.facts.types.get(value.name) == FLOAT16:
+                self.name[value.name] = self._fresh(value.name, "float32")
+                self._cast(value.name, self.name[value.name], FLOAT)
+        for node in self.facts.nodes:
+            self._rewrite(node)
+        return self.written
+
+    def _rewrite(self, node: onnx.NodeProto) -> None:
+        source = node.input[0] if node.input else ""
+        widens = node.op_type == "Cast" and attribute_value(node, "to") == FLOAT
+        if widens and self.facts.types.get(source) == FLOAT16 and not self._must_keep(node.output[0]):
+            self.name[node.output[0]] = self.name.get(source, source)
+            return
+        for port, name in enumerate(node.input):
+            node.input[port] = self.name.get(name, name)
+        halves = [port for port, name in enumerate(node.output) if self.facts.types.get(name) == FLOAT16]
+        if widens:
+            # float32 already, and its name is needed: nothing is left to convert.
+            self.written.append(onnx.helper.make_node("Identity", node.input[:1], node.output, name=node.name))
+        elif node.op_type == "Cast" and halves:
+            self._round(node.input[0], node.output[0], node.name)
+        else:
+            self._widen_attributes(node)
+            self._append_rounded(node, halves)
+
+    def _append_rounded(self, node: onnx.NodeProto, halves: list[int]) -> None:
+        """Append an operator that now computes in float32, and the rounding of what it wrote in float16."""
+        pending: list[tuple[str, str]] = []
+        for port in halves:
+            name = node.output[port]
+            if not self._is_exact(node) or name in self.public:
+                node.output[port] = self._fresh(name, "unrounded")
+                pending.append((node.output[port], name))
+        self.written.append(node)
+        for computed, name in pending:
+            self._round(computed, name, self._fresh(f"Round_{name}", "float16"))
+
+    def _round(self, computed: str, name: str, cast_name: str) -> None:
+        """Round `computed` to float16 values under the name of the float16 tensor."""
+        is_public = name in self.public
+        rounded = name if is_public else self._fresh(name, "float16")
+        self._cast(computed, rounded, FLOAT16, cast_name)
+        widened = self._fresh(name, "float32") if is_public else name
+        self.name[name] = widened
+        self._cast(rounded, widened, FLOAT)
+
+    def _is_exact(self, node: onnx.NodeProto) -> bool:
+        # Before opset 11 bounds and padding were attributes: float32 numbers that nobody has rounded.
+        bounds = ("min", "max", "value") if node.op_type in ("Clip", "Pad") else ()
+        return node.op_type in EXACT and all(attribute_value(node, name) is None for name in bounds)
+
+    def _widen_attributes(self, node: onnx.NodeProto) -> None:
+        for attribute in node.attribute:
+            if attribute.name in _TYPE_ATTRIBUTES and attribute.i == FLOAT16:
+                attribute.i = FLOAT
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FLOAT16:
+                array = numpy_helper.to_array(attribute.t).astype(np.float32)
+                attribute.t.CopyFrom(numpy_helper.from_array(array))
+
+    def _must_keep(self, name: str) -> bool:
+        return name in self.public or name in self.facts.captured
+
+    def _cast(self, source: str, target: str, kind: int, name: str | None = None) -> None:
+        name = name or self._fresh(f"Cast_{target}", "")
+        self.written.append(onnx.helper.make_node("Cast", [source], [target], name=name, to=kind))
+
+    def _fresh(self, name: str, suffix: str) -> str:
+        stem = candidate = f"{name}_{suffix}" if suffix else name
+        number = 1
+        while candidate in self.taken:
+            number += 1
+            candidate = f"{stem}_{number}"
+        self.taken.add(candidate)
+        return candidate
+
+
+def _refuse(model: onnx.ModelProto) -> None:
+    if _holds(model.graph, BFLOAT16):
+        raise StageError("the graph holds bfloat16, which the emulator does not round", where=_WHERE)
+    for node in model.graph.node:
+        for graph in subgraphs(node):
+            if _holds(graph, FLOAT16):
+                raise StageError(
+                    f"node '{label(node)}' ({node.op_type}) computes in float16 inside its subgraph",
+                    where=_WHERE,
+                    hint="Subgraphs are not emulated: keep such a node in float32.",
+                )
+
+
+def _holds(graph: onnx.GraphProto, kind: int) -> bool:
+    values = (*graph.input, *graph.output, *graph.value_info)
+    if any(value.type.tensor_type.elem_type == kind for value in values):
+        return True
+    if any(tensor.data_type == kind for tensor in graph.initializer):
+        return True
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in _TYPE_ATTRIBUTES and attribute.i == kind:
+                return True
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == kind:
+                return True
+        if any(_holds(inner, kind) for inner in subgraphs(node)):
+            return True
+    return False

@@ -1,0 +1,242 @@
+"""Run one function in a child process: native code may crash or run out of memory there, and this process lives on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from optimizer import errors
+from optimizer.errors import OptimizerError, StageError
+
+# -P: the current folder must not shadow the standard library before the parent's search path is taken over.
+_START = (
+    "import json, sys\n"
+    "request = json.load(open(sys.argv[1], encoding='utf-8'))\n"
+    "sys.path[:] = request['search_path']\n"
+    "from optimizer.isolated import _serve\n"
+    "_serve(request)\n"
+)
+_PR_SET_PDEATHSIG = 1
+_OUT_OF_MEMORY = ("std::bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory", "OutOfMemory")
+_TAIL_BYTES = 16384
+_LINE_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True)
+class IsolatedResult:
+    """What the function returned, and what it cost."""
+
+    value: Any
+    seconds: float
+    peak_rss_bytes: int
+
+
+def run_isolated(
+    function: str,
+    arguments: Mapping[str, Any],
+    *,
+    log: Path,
+    what: str,
+    memory_bytes: int | None = None,
+    timeout_s: float | None = None,
+) -> IsolatedResult:
+    """Call `function` ("module:name") with keyword `arguments` in a child; both ways the values are plain JSON.
+
+    Whatever the child or native code in it prints goes to `log`. `what` locates the failure in the error's text.
+    Units: `memory_bytes` bounds the child's private memory (Linux RLIMIT_DATA).
+    Raises: the OptimizerError that the function raised, as itself; StageError for every other end of the child.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="optimizer-") as folder, log.open("ab") as stream:
+        request, response = Path(folder, "request.json"), Path(folder, "response.json")
+        request.write_text(
+            json.dumps(
+                {
+                    "function": function,
+                    "arguments": dict(arguments),
+                    "response": str(response),
+                    "search_path": [str(Path(entry).absolute()) for entry in sys.path],
+                    "memory_bytes": memory_bytes,
+                    "parent": os.getpid(),
+                }
+            ),
+            encoding="utf-8",
+        )
+        mark, kills, begun = stream.tell(), _out_of_memory_kills(), time.monotonic()
+        end = _wait(request, stream, timeout_s)
+        seconds = time.monotonic() - begun
+        answer = _read(response) if end in (0, 1) else None  # 1: an error nobody caught
+    place = _Failure(what, log, _last_line(log, mark), memory_bytes)
+    if answer is None:
+        raise place.died(end, timeout_s, _out_of_memory_kills() > kills)
+    if "error" in answer:
+        raise _known_error(answer["error"])
+    if "exception" in answer:
+        raise place.raised(answer["exception"])
+    return IsolatedResult(answer["value"], seconds, int(answer["peak_rss_bytes"]))
+
+
+def _wait(request: Path, stream: IO[bytes], timeout_s: float | None) -> int | None:
+    """Run the child to its end; None when time ran out. It never outlives this call, Ctrl-C included."""
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", _START, str(request)],
+        stdin=subprocess.DEVNULL,
+        stdout=stream,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        return child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        # The whole group: what the child started goes with it. An already reaped leader leaves its group to others.
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def _read(response: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(response.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _known_error(document: Mapping[str, Any]) -> OptimizerError:
+    """Rebuild an error of `optimizer.errors`: its kind decides the exit code."""
+    kind = getattr(errors, str(document["kind"]), StageError)
+    error: OptimizerError = kind(document["what"], where=document["where"], hint=document["hint"])
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Words the one error that a dead child becomes."""
+
+    what: str
+    log: Path
+    last_line: str
+    memory_bytes: int | None
+
+    def raised(self, exception: Mapping[str, str]) -> StageError:
+        if exception["type"] == "MemoryError":
+            return self._error(f"ran out of memory{self._limit()}", self._more_memory())
+        text = " ".join(exception["message"].split())[:_LINE_LENGTH]
+        said = f"{exception['type']}: {text}" if text else exception["type"]
+        return StageError(said, where=self.what, hint=f"The traceback stands in the log.\nlog: {self.log}")
+
+    def died(self, end: int | None, timeout_s: float | None, kernel_killed: bool) -> StageError:
+        if end is None:
+            return self._error(f"did not finish within {timeout_s:g} s and was stopped", "Allow more time.")
+        if any(sign in self.last_line for sign in _OUT_OF_MEMORY):
+            return self._error(f"ran out of memory{self._limit()}", self._more_memory())
+        if end == -signal.SIGKILL:
+            sure = "by the kernel, which was out of memory" if kernel_killed else "(probably for lack of memory)"
+            return self._error(f"was killed by SIGKILL {sure}", self._more_memory())
+        if end < 0:
+            name = signal.Signals(-end).name
+            known = {"SIGSEGV": "a segmentation fault in native code", "SIGABRT": "native code aborted"}
+            return self._error(
+                f"crashed with {name} ({known.get(name, 'ended by a signal')})",
+                "The model or the version of the native library is at fault: try another version of it.",
+            )
+        return self._error(f"ended with exit status {end} and no result", "The log holds what it printed.")
+
+    def _error(self, happened: str, advice: str) -> StageError:
+        said = f"\nlast line of the log: {self.last_line}" if self.last_line else ""
+        return StageError(f"the child process {happened}", where=self.what, hint=f"{advice}{said}\nlog: {self.log}")
+
+    def _limit(self) -> str:
+        return f" (limit: {self.memory_bytes / 2**20:.0f} MiB)" if self.memory_bytes else ""
+
+    def _more_memory(self) -> str:
+        return "Free memory, raise the limit, or use a smaller model, batch or profile."
+
+
+def _last_line(log: Path, start: int) -> str:
+    """Return the last line of this call's part of the log that says something."""
+    with log.open("rb") as stream:
+        stream.seek(max(start, log.stat().st_size - _TAIL_BYTES))
+        text = stream.read().decode("utf-8", "replace")
+    lines = text.partition("Fatal Python error:")[0].splitlines()  # what faulthandler adds names no cause
+    spoken = [line.strip() for line in lines if any(c.isalnum() for c in line)]
+    return spoken[-1][:_LINE_LENGTH] if spoken else ""
+
+
+def _out_of_memory_kills() -> int:
+    """Return how many processes the kernel has killed for memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _serve(request: Mapping[str, Any]) -> None:
+    """Answer one request: the child's whole life."""
+    import faulthandler
+
+    faulthandler.enable()
+    _die_with(request["parent"])
+    if request["memory_bytes"]:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (request["memory_bytes"], request["memory_bytes"]))
+    response = Path(request["response"])
+    sys.excepthook = _answer_errors(response)
+    module, _, name = request["function"].partition(":")
+    value = getattr(importlib.import_module(module), name)(**request["arguments"])
+    response.write_text(json.dumps({"value": value, "peak_rss_bytes": _peak_rss_bytes()}), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Native libraries crash in their destructors often enough; the answer is written, so leave without them.
+    os._exit(0)
+
+
+def _answer_errors(response: Path) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """Return the hook for whatever nobody caught: an OptimizerError crosses as itself, the rest as one sentence."""
+
+    def answer(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        document: dict[str, Any]
+        if isinstance(error, OptimizerError):
+            document = {"error": {"kind": kind.__name__, "what": error.what, "where": error.where, "hint": error.hint}}
+        else:
+            sys.__excepthook__(kind, error, trace)
+            document = {"exception": {"type": kind.__name__, "message": str(error)}}
+        response.write_text(json.dumps(document), encoding="utf-8")
+
+    return answer
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, even by SIGKILL: no orphan keeps building."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process; ru_maxrss would count the parent's as well after a vfork."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

@@ -1,0 +1,62 @@
+"""The judge: a session that computes on this CPU what an engine built from an ONNX file would compute."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from optimizer.runtime.session import Array, Feed, Session
+
+
+class EmulatedSession(Session):
+    """A session on a rewritten copy of a model; closing it removes the copy."""
+
+    def __init__(self, inner: Session, folder: tempfile.TemporaryDirectory[str]) -> None:
+        self._inner = inner
+        self._folder = folder
+        self.inputs = inner.inputs
+        self.outputs = inner.outputs
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        """Run once. `feed` holds every input by name with its declared dtype; the outputs come back by name."""
+        return self._inner.infer(feed)
+
+    def bind(self, feed: Feed) -> Callable[[], None]:
+        """Place inputs and outputs in the backend's own memory; the call returned runs once and waits for the end."""
+        return self._inner.bind(feed)
+
+    def close(self) -> None:
+        """Free the session, then remove the copy."""
+        self._inner.close()
+        self._folder.cleanup()
+
+
+def open_judge(model: Path, threads: int = 1) -> tuple[Session, str]:
+    """Open an ONNX file as an engine would compute it; the sentence says with what tool and arithmetic.
+
+    Numeric: float16 parts are rounded after every operator; Q/DQ and float32 parts are executed as written, without
+    any graph optimisation.
+    Raises: MissingToolError without onnxruntime, StageError for a graph that cannot be emulated.
+    """
+    import onnx
+    import onnxruntime
+
+    from optimizer.graph.rounding import emulate_rounding, holds_float16
+    from optimizer.runtime.onnx import OnnxSession
+
+    outline = onnx.load(model, load_external_data=False)
+    tool = f"onnxruntime {onnxruntime.__version__} on the CPU"
+    quantized = any(node.op_type == "DequantizeLinear" for node in outline.graph.node)
+    integers = "int8 as its Q/DQ nodes say, " if quantized else ""
+    if not holds_float16(outline):
+        return OnnxSession(model, threads=threads, optimize=False), f"{tool}, {integers}float32"
+    folder = tempfile.TemporaryDirectory(prefix="judge-")
+    try:
+        emulated = Path(folder.name) / "emulated.onnx"
+        emulate_rounding(model, emulated)
+        inner = OnnxSession(emulated, threads=threads, optimize=False)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return EmulatedSession(inner, folder), f"{tool}, {integers}float16 rounded after every operator"

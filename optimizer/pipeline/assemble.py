@@ -1,0 +1,132 @@
+"""Assemble report.json's data from what was executed and measured."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from optimizer.digest import sha256_bytes
+from optimizer.environment import environment
+from optimizer.errors import OptimizerError
+from optimizer.gate import judge, overall, pareto, recommend
+from optimizer.metrics import metric_named
+from optimizer.pipeline.measure import Measured, read_document
+from optimizer.results import (
+    ArtifactRef,
+    CandidateReport,
+    Latency,
+    Precision,
+    RecipeRef,
+    Report,
+    Speedup,
+    StageReport,
+)
+
+if TYPE_CHECKING:
+    from optimizer.pipeline.subject import Subject
+    from optimizer.recipe.model import Recipe
+    from optimizer.recipe.steps import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that a report is made of."""
+
+    recipe: Recipe
+    subjects: Sequence[Subject]
+    failed: Sequence[CandidateReport]
+    artifacts: Mapping[str, ArtifactRef]
+    measured: Measured
+    stages: Sequence[StageReport]
+    command: str
+    notes: tuple[str, ...] = ()
+
+
+def assemble(outcome: Outcome) -> Report:
+    """Return the report: candidates with their numbers, each one's verdict, the front, the recommendation."""
+    recipe, measured = outcome.recipe, outcome.measured
+    latency = read_document(measured.latency) if measured.latency else {"candidates": {}, "affinity": []}
+    candidates = [_candidate(s, outcome, latency["candidates"].get(s.name)) for s in outcome.subjects]
+    candidates += outcome.failed
+    baseline = candidates[0]
+    judged = [_judged(c, baseline, recipe) for c in candidates]
+    metric = next(iter(recipe.metrics), None)
+    batch = str((recipe.gate.batch if recipe.gate else None) or recipe.measure.batches[0])
+    better = {name: metric_named(name).better for name in recipe.metrics}
+    return Report(
+        recipe=RecipeRef(name=recipe.name, path=str(recipe.path), sha256=sha256_bytes(recipe.text)),
+        environment=environment(recipe.measure.threads, latency["affinity"]),
+        baseline=baseline.name,
+        candidates=tuple(judged),
+        stages=tuple(outcome.stages),
+        pareto=pareto(judged, metric, batch, better.get(metric or "", "higher")),
+        recommended=recommend(judged, baseline.name, recipe.gate, batch),
+        verdict=overall(judged, baseline.name, recipe.gate),
+        gate=recipe.gate.model_dump(mode="json", exclude_none=True) if recipe.gate else None,
+        metrics=better,
+        command=outcome.command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        notes=outcome.notes,
+    )
+
+
+def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | None) -> CandidateReport:
+    error = outcome.measured.failures.get(subject.name)
+    common: dict[str, Any] = {
+        "name": subject.name,
+        "variant": subject.variant,
+        "runtime": subject.runtime,
+        "device": subject.device,
+        "artifact": outcome.artifacts[subject.name],
+    }
+    entry = outcome.measured.accuracy.get(subject.name)
+    if error is not None or entry is None:
+        reason = error.render() if error is not None else "its accuracy could not be measured"
+        return CandidateReport(
+            **common, status="failed", reason=reason, precision=Precision(requested=subject.precision)
+        )
+    about = read_document(entry)
+    precision = Precision(requested=subject.precision, delivered=about["delivered"], source=about["source"])
+    common |= {
+        "precision": precision,
+        "accuracy": about["accuracy"],
+        "accuracy_runtime": about["runtime"],
+        "accuracy_delta": about["delta"],
+        "numerics": about["numerics"],
+    }
+    if not subject.executes:
+        return CandidateReport(**common, status="built", reason=subject.missing)
+    return CandidateReport(**common, status="measured", **_latency(latency))
+
+
+def _latency(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Split the session's document into the report's three tables, each by batch."""
+    if document is None:
+        return {}
+    found: dict[str, Any] = {
+        "latency_ms": {b: Latency.model_validate(d["latency"]) for b, d in document.items()},
+        "throughput": {b: d["throughput"] for b, d in document.items()},
+    }
+    ratios = {b: Speedup.model_validate(d["speedup"]) for b, d in document.items() if d["speedup"] is not None}
+    return found | {"speedup": ratios or None}
+
+
+def failed_candidate(candidate: Candidate, error: OptimizerError) -> CandidateReport:
+    """Report a candidate that could not be built."""
+    return CandidateReport(
+        name=candidate.name,
+        variant=candidate.variant,
+        runtime=candidate.target,
+        device="",
+        status="failed",
+        reason=error.render(),
+        precision=Precision(requested=candidate.precision),
+    )
+
+
+def _judged(candidate: CandidateReport, baseline: CandidateReport, recipe: Recipe) -> CandidateReport:
+    if candidate.status != "measured" or candidate.name == baseline.name:
+        return candidate
+    return candidate.model_copy(update={"verdict": judge(candidate, baseline, recipe.gate)})

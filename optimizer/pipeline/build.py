@@ -1,0 +1,154 @@
+"""Build: plan, build or reuse, measure, compare, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.data.splits import Splits
+from optimizer.errors import MeasurementError, OptimizerError, RecipeError
+from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
+from optimizer.pipeline.execute import Executed, Workshop, execute
+from optimizer.pipeline.measure import Bench, measure
+from optimizer.pipeline.plan import Plan, plan, write_history
+from optimizer.pipeline.run import place_artifacts, write_run
+from optimizer.pipeline.subject import Subject, device_of, runner_of
+
+if TYPE_CHECKING:
+    from optimizer.progress import Progress
+    from optimizer.recipe.model import Recipe
+    from optimizer.recipe.steps import Candidate
+    from optimizer.results import Report
+    from optimizer.store import Store
+
+LOCK = "recipe.lock.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beyond the recipe."""
+
+    only: tuple[str, ...] = ()
+    device: str = "cpu"
+    remeasure: bool = False
+    locked: bool = False
+    history: Path = Path()  # folder of the recipe's history; see plan.HISTORY
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished run. `errors` are those of single candidates; the others are whole."""
+
+    report: Report
+    run: Path
+    errors: tuple[OptimizerError, ...]
+
+
+def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: Progress) -> Built:
+    """Build every candidate, measure what can execute here, and write the report into `run`.
+
+    Raises: OptimizerError when nothing can be built or the baseline cannot be measured.
+    """
+    sentences: list[str] = []
+    splits = Splits(recipe, sentences.append)
+    locked = read_lock(recipe) if options.locked else None
+    planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
+    done = execute(planned, Workshop(recipe, store, splits, progress, run / "logs", options.device, locked))
+    write_history(options.history, done.documents, planned.sources)
+    subjects, failed = _subjects(planned, done, options.device)
+    errors = distinct(failed.values())
+    if errors and not any(s for s in subjects[1:]):
+        raise errors[0]
+    digest = planned.sources["evaluation"].artifact.digest
+    bench = Bench(recipe, store, splits, progress, digest, options.device, options.remeasure)
+    measured = measure(subjects, bench)
+    errors += distinct(measured.failures.values())
+    artifacts = place_artifacts(subjects, run)
+    outcome = Outcome(
+        recipe,
+        subjects,
+        [failed_candidate(c, e) for c, e in failed.items()],
+        artifacts,
+        measured,
+        done.reports,
+        options.command,
+        tuple(sentences),
+    )
+    report = assemble(outcome)
+    write_run(run, recipe, subjects, measured, planned.sources["evaluation"].document)
+    if not failed and not options.only and not options.locked:
+        write_lock(recipe, report)
+    errors += unstable(report, recipe)
+    return Built(report, run, tuple(errors))
+
+
+def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject], dict[Candidate, OptimizerError]]:
+    subjects: list[Subject] = []
+    failed: dict[Candidate, OptimizerError] = {}
+    for candidate in planned.derivation.candidates:
+        error = done.failures.get(candidate.step)
+        if error is not None:
+            failed[candidate] = error
+            if candidate is planned.derivation.baseline:
+                raise error
+            continue
+        graph = done.outputs[candidate.graph] if candidate.graph else None
+        place = device_of(candidate.target, device)
+        missing = runner_of(candidate.target).missing(device)
+        subjects.append(
+            Subject(
+                candidate.name,
+                candidate.variant,
+                candidate.precision,
+                candidate.target,
+                place,
+                done.outputs[candidate.step],
+                graph,
+                missing,
+            )
+        )
+    return subjects, failed
+
+
+def distinct(errors: object) -> list[OptimizerError]:
+    """Return each error once: one failed stage fails several candidates."""
+    return list(dict.fromkeys(errors))  # type: ignore[call-overload, no-any-return]
+
+
+def unstable(report: Report, recipe: Recipe) -> list[OptimizerError]:
+    """Return the error of a run whose latency stayed unstable though the recipe demands stability."""
+    if not recipe.measure.require_stable:
+        return []
+    shaky = [
+        f"{c.name} at batch {batch}"
+        for c in report.candidates
+        for batch, latency in (c.latency_ms or {}).items()
+        if not latency.stable
+    ]
+    if not shaky:
+        return []
+    hint = "Quieten the machine, raise measure.seconds, or drop measure.require_stable."
+    return [MeasurementError(f"latency stayed unstable: {', '.join(shaky)}", where="measure", hint=hint)]
+
+
+def read_lock(recipe: Recipe) -> dict[str, str]:
+    """Return the keys of the recipe's lock file.
+
+    Raises: RecipeError when there is none, or it cannot be read.
+    """
+    path = recipe.folder / LOCK
+    try:
+        keys: dict[str, str] = json.loads(path.read_text())["keys"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(path), hint="Build once without --locked.") from error
+    return keys
+
+
+def write_lock(recipe: Recipe, report: Report) -> None:
+    """Write the keys of a build beside the recipe."""
+    keys = {stage.id: stage.key for stage in report.stages if stage.key}
+    text = json.dumps({"recipe": recipe.name, "keys": keys}, indent=1, sort_keys=True)
+    (recipe.folder / LOCK).write_text(text + "\n")

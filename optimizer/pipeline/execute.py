@@ -1,0 +1,218 @@
+"""Run or reuse the steps of a plan, check each output against its parent, and keep going when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optimizer.checkpoint import MODULE_FILE, read_description
+from optimizer.errors import OptimizerError, RecipeError, UsageError
+from optimizer.pipeline.plan import Plan, step_key
+from optimizer.progress import Progress
+from optimizer.results import StageReport
+from optimizer.stage import StageContext
+from optimizer.types import Artifact, StageRecord, TensorSpec
+
+if TYPE_CHECKING:
+    from optimizer.data.samples import Array, Samples
+    from optimizer.data.splits import Splits
+    from optimizer.recipe.model import Recipe
+    from optimizer.recipe.steps import Step
+    from optimizer.store import Entry, Store
+
+
+@dataclass(slots=True)
+class Executed:
+    """What became of the steps: outputs of those that stand, the error of those that do not."""
+
+    outputs: dict[str, Artifact] = field(default_factory=dict)
+    reports: list[StageReport] = field(default_factory=list)
+    failures: dict[str, OptimizerError] = field(default_factory=dict)
+    documents: dict[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What executing a step needs besides the plan."""
+
+    recipe: Recipe
+    store: Store
+    splits: Splits
+    progress: Progress
+    logs: Path
+    device: str
+    locked: Mapping[str, str] | None = None  # the keys that every step must have
+
+
+def execute(plan: Plan, shop: Workshop) -> Executed:
+    """Bring every step's output into being. A failed step fails what hangs on it and nothing else."""
+    done = Executed({name: source.artifact for name, source in plan.sources.items()})
+    for step in plan.derivation.steps:
+        broken = next((s for s in step.sources.values() if s in done.failures), None)
+        if broken is not None:
+            done.failures[step.id] = done.failures[broken]
+            note = f"not run: '{broken}' failed"
+            done.reports.append(_report(step, None, None, False, (note,)))
+            continue
+        try:
+            _step(step, shop, done)
+        except UsageError:
+            raise
+        except OptimizerError as error:
+            done.failures[step.id] = error
+            done.reports.append(_report(step, None, None, False, (error.render(),)))
+            shop.progress.step(step.id, "failed", None, None)
+            shop.progress.say(error.render())
+    return done
+
+
+def _step(step: Step, shop: Workshop, done: Executed) -> None:
+    started = time.perf_counter()
+    key, document = step_key(step, done.outputs, shop.device)
+    done.documents[step.id] = document
+    if shop.locked is not None and shop.locked.get(step.id) != key:
+        raise RecipeError(
+            f"the key of stage '{step.id}' is {key[:8]}, the locked one {shop.locked.get(step.id, 'none')[:8]}",
+            where=f"{shop.recipe.path.name}, --locked",
+            hint="optimize plan says what changed. If it is meant, build once without --locked.",
+        )
+    sources = {role: done.outputs[name] for role, name in step.sources.items()}
+    entry, reused = shop.store.build(key, lambda workdir: _write(step, key, document, sources, workdir, shop))
+    if reused:
+        shop.store.touch(entry)
+    done.outputs[step.id] = entry.artifact(step.stage.produces)
+    done.reports.append(_report(step, key, entry, reused, entry.record.notes))
+    seconds = None if reused else time.perf_counter() - started
+    shop.progress.step(step.id, "reused" if reused else "built", seconds, key)
+
+
+def _report(step: Step, key: str | None, entry: Entry | None, reused: bool, notes: tuple[str, ...]) -> StageReport:
+    return StageReport(
+        id=step.id,
+        stage=step.stage.name,
+        variant=step.variant,
+        key=key,
+        reused=reused,
+        seconds=entry.record.seconds if entry else 0.0,
+        peak_rss_bytes=entry.record.peak_rss_bytes if entry else 0,
+        output_sha256=entry.record.output_sha256 if entry else None,
+        notes=notes,
+    )
+
+
+def _write(
+    step: Step,
+    key: str,
+    document: Mapping[str, object],
+    sources: Mapping[str, Artifact],
+    workdir: Path,
+    shop: Workshop,
+) -> StageRecord:
+    """Run the stage into `workdir` and check what it made; called with the key's lock held."""
+    notes: list[str] = []
+    log = shop.logs / f"{step.id.replace('/', '.')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    context = StageContext(
+        log,
+        notes.append,
+        lambda what, n, total: shop.progress.advance(f"{step.id}: {what}", n, total),
+        shop.splits,
+    )
+    started = time.perf_counter()
+    with _peak_memory() as peak:
+        step.stage.run(sources, workdir, context)
+        inputs, outputs = read_interface(step.stage.produces, workdir)
+        made = Artifact(step.stage.produces, workdir, "", inputs, outputs)
+        notes += _check(step, sources, made, shop)
+    seconds = time.perf_counter() - started
+    return StageRecord(step.stage.name, key, document, "", seconds, peak[0], tuple(notes), inputs, outputs)
+
+
+def read_interface(kind: str, folder: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs that an artifact declares."""
+    if kind == "onnx":
+        from optimizer.graph.files import read_interface as read_onnx
+
+        return read_onnx(folder / "model.onnx")
+    if kind == "engine":
+        import json
+
+        about = json.loads((folder / "engine.json").read_text())
+        return (
+            tuple(TensorSpec.from_json(s) for s in about["inputs"]),
+            tuple(TensorSpec.from_json(s) for s in about["outputs"]),
+        )
+    if kind == "checkpoint" and (folder / MODULE_FILE).is_file():
+        return tuple(TensorSpec.from_json(s) for s in read_description(folder)["inputs"]), ()
+    return (), ()
+
+
+def _check(step: Step, sources: Mapping[str, Artifact], made: Artifact, shop: Workshop) -> list[str]:
+    """Run the output against its parent on real inputs, or say why it cannot execute here."""
+    if step.stage.tolerance is None:
+        return []
+    from optimizer.verify import verify
+
+    child = step.stage.open_output(made)
+    if isinstance(child, str):
+        return [child if child.startswith("unverified") else f"unverified: {child}"]
+    feeds = {b: feed(shop.splits.evaluation, made.inputs, b) for b in check_batches(shop.recipe)}
+    with child, step.stage.open_parent(sources) as parent:
+        return verify(parent, child, feeds, step.stage.tolerance, what=f"stage '{step.id}'")
+
+
+def batch_axis(recipe: Recipe) -> int | str:
+    """The first axis of the first input: a name, or the size that the model fixes."""
+    shape = next(iter(recipe.inputs.values())).shape
+    return shape[0] if shape else 1
+
+
+def check_batches(recipe: Recipe) -> tuple[int, ...]:
+    """The smallest, usual, largest and one odd batch; without a profile 1, 2 and 3."""
+    axis = batch_axis(recipe)
+    if isinstance(axis, int):
+        return (axis,)
+    covered = recipe.profile.get(axis)
+    if covered is None:
+        return (1, 2, 3)
+    odd = next((n for n in (3, 5, 7, 9) if covered.min <= n <= covered.max), covered.min)
+    return tuple(sorted({covered.min, covered.opt, covered.max, odd}))
+
+
+def feed(samples: Samples, inputs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
+    """Stack `batch` real samples of the first one's shape, from the start again where there are too few."""
+    first = samples[0]
+    alike = [first]
+    for i in range(1, len(samples)):
+        if len(alike) == batch:
+            break
+        sample = samples[i]
+        if all(sample.inputs[n].shape == a.shape for n, a in first.inputs.items()):
+            alike.append(sample)
+    picked = [alike[i % len(alike)] for i in range(batch)]
+    return {spec.name: np.stack([s.inputs[spec.name] for s in picked]) for spec in inputs}
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """Measure the peak resident memory of this process, or of its children if theirs was larger, in bytes."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with contextlib.suppress(OSError):
+        clear.write_text("5")
+    peak = [0]
+    yield peak
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for line in status.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            own = int(line.split()[1])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak[0] = 1024 * max(own, after if after > children else 0)

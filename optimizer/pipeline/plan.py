@@ -1,0 +1,153 @@
+"""Plan: the key of every step, whether it can be reused, and why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.environment import device_fingerprint, versions
+from optimizer.recipe.sources import Source, read_sources
+from optimizer.recipe.steps import Derivation, Step, derive
+from optimizer.types import Artifact
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Recipe
+    from optimizer.store import Store
+
+HISTORY = "history.json"  # the key documents of a recipe's last build, beside its runs
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step with its key, where that is known before anything runs."""
+
+    step: Step
+    key: str | None
+    document: Mapping[str, Any] | None
+    reusable: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a build would do."""
+
+    derivation: Derivation
+    sources: Mapping[str, Source]
+    steps: tuple[PlannedStep, ...]
+
+
+def plan(
+    recipe: Recipe,
+    store: Store,
+    history_folder: Path,
+    *,
+    only: tuple[str, ...] = (),
+    device: str = "cpu",
+    recompute: bool = False,
+) -> Plan:
+    """Work out every key that is known without building; runs no user code and loads no heavy package.
+
+    `recompute` reads every source file again, whatever its size and time say.
+    Raises: MissingToolError, before anything is built, naming every tool that some stage lacks.
+    """
+    derivation = derive(recipe, only)
+    versions(dict.fromkeys(tool for step in derivation.steps for tool in step.stage.tools))
+    sources = read_sources(recipe, store.index, recompute=recompute)
+    history = read_history(history_folder)
+    outputs = {name: source.artifact for name, source in sources.items()}
+    planned: list[PlannedStep] = []
+    for step in derivation.steps:
+        waiting = [s for s in step.sources.values() if s not in outputs]
+        if waiting:
+            planned.append(PlannedStep(step, None, None, False, f"after {', '.join(waiting)}"))
+            continue
+        key, document = step_key(step, outputs, device)
+        entry = store.find(key)
+        if entry is not None:
+            outputs[step.id] = entry.artifact(step.stage.produces)
+            planned.append(PlannedStep(step, key, document, True, ""))
+        else:
+            why = explain(history.get("steps", {}).get(step.id), document, sources, history.get("sources", {}))
+            planned.append(PlannedStep(step, key, document, False, why))
+    return Plan(derivation, sources, tuple(planned))
+
+
+def step_key(step: Step, outputs: Mapping[str, Artifact], device: str) -> tuple[str, dict[str, Any]]:
+    """Return the key of a step whose sources exist, and the document behind it."""
+    digests = {role: outputs[name].digest for role, name in step.sources.items()}
+    tools = versions(step.stage.tools)
+    bound = device_fingerprint(device) if step.stage.device_bound else None
+    return step.stage.key(digests, tools, bound), step.stage.key_document(digests, tools, bound)
+
+
+def read_history(folder: Path) -> dict[str, Any]:
+    """Return the documents of a recipe's last build, or nothing."""
+    try:
+        document: dict[str, Any] = json.loads((folder / HISTORY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return document
+
+
+def write_history(folder: Path, steps: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """Remember the documents of a build, so that the next plan can say what changed."""
+    document = {"steps": dict(steps), "sources": {name: dict(s.document) for name, s in sources.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{HISTORY}"
+    temporary.write_text(json.dumps(document, sort_keys=True))
+    temporary.replace(folder / HISTORY)
+
+
+def explain(
+    before: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    sources: Mapping[str, Source],
+    sources_before: Mapping[str, Any],
+) -> str:
+    """Say in words why a key is not the one of the last build."""
+    if before is None:
+        return "not built before"
+    reasons: list[str] = []
+    for tool, version in now["tools"].items():
+        old = before["tools"].get(tool)
+        if old != version:
+            reasons.append(f"{tool} {old or 'none'} -> {version}")
+    reasons += _differences("", before["parameters"], now["parameters"])
+    for role, digest in now["sources"].items():
+        if before["sources"].get(role) != digest:
+            source = sources.get(role) or next((s for s in sources.values() if s.artifact.digest == digest), None)
+            old = sources_before.get(role if role in sources else _name_of(digest, sources))
+            detail = _differences("", old or {}, source.document) if source else []
+            reasons.append(f"{role} changed" + (f" ({'; '.join(detail[:3])})" if detail else ""))
+    for field in ("version", "device", "key_schema"):
+        if before[field] != now[field]:
+            reasons.append(f"{field} {before[field]} -> {now[field]}")
+    return "; ".join(reasons) or "its stored output was removed or damaged"
+
+
+def _name_of(digest: str, sources: Mapping[str, Source]) -> str:
+    return next((name for name, s in sources.items() if s.artifact.digest == digest), "")
+
+
+def _differences(prefix: str, before: Any, now: Any) -> list[str]:
+    """List what differs between two documents, as paths; file digests are shown as 'changed'."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found: list[str] = []
+        for name in sorted({*before, *now}):
+            path = f"{prefix}.{name}" if prefix else str(name)
+            if name not in now:
+                found.append(f"{path.removeprefix('files.')} removed")
+            elif name not in before:
+                found.append(f"{path.removeprefix('files.')} added")
+            else:
+                found += _differences(path, before[name], now[name])
+        return found
+    if before == now:
+        return []
+    if prefix.startswith("files.") or prefix == "without":
+        return [f"{prefix.removeprefix('files.').replace('without', 'evaluation data')} changed"]
+    return [f"{prefix} {json.dumps(before)} -> {json.dumps(now)}"]

@@ -1,0 +1,107 @@
+"""Measure a run's stored artifacts on this machine: a new report, the same recipe, another environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.data.identity import data_document
+from optimizer.data.splits import Splits
+from optimizer.digest import sha256_file, sha256_json
+from optimizer.errors import OptimizerError, StageError, UsageError
+from optimizer.pipeline.assemble import Outcome, assemble
+from optimizer.pipeline.build import Built, Options, distinct, unstable
+from optimizer.pipeline.execute import read_interface
+from optimizer.pipeline.measure import Bench, measure
+from optimizer.pipeline.run import RUN_FILE, place_artifacts, write_run
+from optimizer.pipeline.subject import Subject, device_of, runner_of
+from optimizer.types import Artifact
+
+if TYPE_CHECKING:
+    from optimizer.progress import Progress
+    from optimizer.recipe.model import Recipe
+    from optimizer.results import Report
+    from optimizer.store import Store
+
+
+def open_run(run: Path, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
+    """Read a run's recipe and description, and check that its files are those that were built.
+
+    Raises: UsageError when the folder is no run, StageError when a file was changed.
+    """
+    from optimizer.recipe.loader import load_recipe
+
+    try:
+        about: dict[str, Any] = json.loads((run / RUN_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(run / RUN_FILE)) from error
+    for name, digest in about["files"].items():
+        if not (run / name).is_file():
+            raise StageError("is missing", where=str(run / name), hint="Copy the run's folder again, whole.")
+        if sha256_file(run / name) != digest:
+            raise StageError("is not what was built", where=str(run / name), hint="Copy the run's folder again.")
+    filled = {n: v for n, v in about["settings"].items() if f"OPTIMIZE_{n.upper()}" not in os.environ} | dict(settings)
+    recipe = load_recipe(run / "recipe" / "recipe.yaml", filled, model_files=False, origin=Path(about["origin"]))
+    return recipe, about
+
+
+def remeasure(
+    run: Path, before: Report, store: Store, new: Path, options: Options, settings: Mapping[str, str], progress: Progress
+) -> Built:
+    """Measure every artifact of `run` here and write a report into `new`; nothing is built.
+
+    Raises: OptimizerError when the run is damaged, its data is not here, or the baseline cannot be measured.
+    """
+    recipe, about = open_run(run, settings)
+    document = data_document(recipe.data, recipe.data.evaluation, recipe.folder, store.index)
+    if {k: v for k, v in document.items() if k != "packages"} != about["evaluation"]:
+        raise StageError(
+            "is not the data that this run was judged on",
+            where="data.evaluation",
+            hint="Give the same data, by --set NAME=DIR where the recipe has ${NAME}.",
+        )
+    sentences: list[str] = []
+    bench = Bench(
+        recipe,
+        store,
+        Splits(recipe, sentences.append),
+        progress,
+        sha256_json(document),
+        options.device,
+        options.remeasure,
+    )
+    subjects = [_subject(run, name, part, options.device) for name, part in about["candidates"].items()]
+    subjects.sort(key=lambda s: s.name != before.baseline)
+    measured = measure(subjects, bench)
+    errors: list[OptimizerError] = distinct(measured.failures.values())
+    artifacts = place_artifacts(subjects, new)
+    failed = [c for c in before.candidates if c.status == "failed" and c.artifact is None]
+    outcome = Outcome(recipe, subjects, failed, artifacts, measured, before.stages, options.command, tuple(sentences))
+    report = assemble(outcome)
+    write_run(new, recipe, subjects, measured, document)
+    return Built(report, new, tuple(errors + unstable(report, recipe)))
+
+
+def _subject(run: Path, name: str, about: Mapping[str, Any], device: str) -> Subject:
+    folder = run / about["artifact"]
+    artifact = Artifact(about["format"], folder, about["digest"], *read_interface(about["format"], folder))
+    graph = None
+    if about["graph"] is not None:
+        place = run / about["graph"]
+        graph = Artifact("onnx", place, about["graph_digest"], *read_interface("onnx", place))
+    elif about["format"] == "onnx":
+        graph = artifact
+    runtime = about["runtime"]
+    return Subject(
+        name,
+        about["variant"],
+        about["precision"],
+        runtime,
+        device_of(runtime, device),
+        artifact,
+        graph,
+        runner_of(runtime).missing(device),
+    )

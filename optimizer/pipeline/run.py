@@ -1,0 +1,192 @@
+"""A run's folder: the report, the artifacts themselves, per-sample outcomes, golden samples and the recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.digest import sha256_file
+from optimizer.errors import UsageError
+from optimizer.pipeline.measure import GOLDEN, LATENCY, OUTCOMES, Measured
+from optimizer.results import ArtifactRef
+
+if TYPE_CHECKING:
+    from optimizer.pipeline.subject import Subject
+    from optimizer.recipe.model import Recipe
+
+RUN_FILE = "run.json"
+SCHEMA = 1
+
+
+def place_artifacts(subjects: Sequence[Subject], run: Path) -> dict[str, ArtifactRef]:
+    """Put every candidate's artifact, and the ONNX behind an engine, into the run's folder."""
+    placed: dict[str, ArtifactRef] = {}
+    graphs: dict[str, str] = {}
+    for subject in subjects:
+        folder = run / "artifacts" / subject.name
+        _link_tree(subject.artifact.path, folder)
+        if subject.graph is not None and subject.graph.digest != subject.artifact.digest:
+            graphs[subject.name] = graph_folder(subject)
+            if not (run / graphs[subject.name]).exists():
+                _link_tree(subject.graph.path, run / graphs[subject.name])
+        main = folder / subject.artifact.file.name if subject.artifact.format != "checkpoint" else _weights(folder)
+        placed[subject.name] = ArtifactRef(
+            path=str(main.relative_to(run)),
+            sha256=sha256_file(main),
+            bytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f.suffix not in (".json", ".py")),
+            format=subject.artifact.format,
+        )
+    return placed
+
+
+def graph_folder(subject: Subject) -> str | None:
+    """Where a run keeps the ONNX that a candidate was made from, by content."""
+    return f"artifacts/graphs/{subject.graph.digest[:16]}" if subject.graph is not None else None
+
+
+def _weights(folder: Path) -> Path:
+    return next(f for f in sorted(folder.iterdir()) if f.stem == "checkpoint")
+
+
+def _link_tree(source: Path, destination: Path) -> None:
+    """Link files where the file system allows it, copy them elsewhere. The store notices a change in a linked file."""
+    if destination.exists():
+        shutil.rmtree(destination)
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        target = destination / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, target)
+        except OSError:
+            shutil.copyfile(file, target)
+
+
+def write_run(
+    run: Path,
+    recipe: Recipe,
+    subjects: Sequence[Subject],
+    measured: Measured,
+    evaluation: Mapping[str, Any],
+) -> None:
+    """Write everything beside the artifacts but the report, which the caller renders last: a folder with one is whole."""
+    _write_outcomes(run, measured)
+    golden = _write_golden(run, measured)
+    _write_recipe(run, recipe)
+    labels = _labels(recipe)
+    if labels:
+        (run / "labels.json").write_text(json.dumps(list(labels), ensure_ascii=False) + "\n")
+    steps = [step.model_dump(mode="json", exclude_none=True) for step in recipe.data.transform]
+    if steps:
+        (run / "preprocessing.json").write_text(json.dumps({next(iter(recipe.inputs)): steps}) + "\n")
+    document = _run_document(run, recipe, subjects) | {
+        "golden_samples": golden,
+        "evaluation": {name: part for name, part in evaluation.items() if name != "packages"},
+    }
+    (run / RUN_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dict[str, Any]:
+    from optimizer.data.source import to_specs
+
+    outputs = next((s.artifact.outputs for s in subjects if s.artifact.outputs), ())
+    kept = ("artifacts", "golden", "recipe", "outcomes.npz", "latency.npz", "labels.json", "preprocessing.json")
+    files = sorted(p for name in kept for p in [run / name, *(run / name).rglob("*")] if p.is_file())
+    return {
+        "schema": SCHEMA,
+        "inputs": [s.to_json() for s in to_specs(recipe.inputs)],
+        "outputs": [s.to_json() for s in outputs],
+        "profile": {axis: r.model_dump() for axis, r in recipe.profile.items()},
+        "batch_axis": recipe.batch_axis,
+        "origin": str(recipe.folder),
+        "settings": dict(recipe.settings),
+        "candidates": {
+            s.name: {
+                "artifact": f"artifacts/{s.name}",
+                "format": s.artifact.format,
+                "digest": s.artifact.digest,
+                "variant": s.variant,
+                "precision": s.precision,
+                "runtime": s.runtime,
+                "device": s.device,
+                "graph": graph_folder(s) if s.artifact.format == "engine" else None,
+                "graph_digest": s.graph.digest if s.graph else None,
+            }
+            for s in subjects
+        },
+        "files": {str(p.relative_to(run)): sha256_file(p) for p in files},
+    }
+
+
+def _write_outcomes(run: Path, measured: Measured) -> None:
+    outcomes: dict[str, Any] = {}
+    for name, entry in measured.accuracy.items():
+        with np.load(entry.artifact("measurement").path / OUTCOMES) as arrays:
+            outcomes |= {f"{name}/{metric}": arrays[metric] for metric in arrays.files}
+    np.savez_compressed(run / OUTCOMES, **outcomes)
+    if measured.latency is not None:
+        shutil.copyfile(measured.latency.artifact("measurement").path / LATENCY, run / LATENCY)
+
+
+def _write_golden(run: Path, measured: Measured) -> int:
+    """Split every candidate's golden arrays into one file of inputs and one of outputs a candidate."""
+    (run / "golden").mkdir(exist_ok=True)
+    count = 0
+    for name, entry in measured.accuracy.items():
+        with np.load(entry.artifact("measurement").path / GOLDEN) as arrays:
+            by_side: dict[str, dict[str, Any]] = {"input": {}, "output": {}}
+            for key in arrays.files:
+                side, _, tensor = key.partition("/")
+                by_side[side][tensor] = arrays[key]
+        np.savez_compressed(run / "golden" / f"{name}.npz", **by_side["output"])
+        if by_side["input"]:
+            np.savez_compressed(run / "golden" / "inputs.npz", **by_side["input"])
+            count = len(next(iter(by_side["input"].values())))
+    return count
+
+
+def _write_recipe(run: Path, recipe: Recipe) -> None:
+    """Copy the recipe and its local Python files, so that another machine can measure this run."""
+    from optimizer.imports import closure
+
+    folder = run / "recipe"
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_bytes(recipe.text)
+    wanted: list[Path] = []
+    for reference in (recipe.model.factory, recipe.data.source):
+        if reference is not None:
+            wanted += closure(recipe.folder / reference.partition(":")[0]).files
+    wanted += [recipe.folder / name for name in (*recipe.model.files, *recipe.data.files)]
+    for file in wanted:
+        with contextlib.suppress(ValueError):  # a file outside the recipe's folder is found through its setting
+            target = folder / file.resolve().relative_to(recipe.folder.resolve())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def _labels(recipe: Recipe) -> tuple[str, ...] | None:
+    if recipe.data.labels is not None or recipe.data.folder is None:
+        return recipe.data.labels
+    from optimizer.data.pictures import Pictures
+
+    layout = str(recipe.data.layout)
+    return Pictures(recipe.resolve(recipe.data.folder), layout, recipe.data.evaluation.split).labels
+
+
+def open_out(folder: Path) -> Path:
+    """Make the folder that --out names; an earlier run there is replaced, anything else is left alone.
+
+    Raises: UsageError when the folder holds something that is no run.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / RUN_FILE).is_file():
+            raise UsageError("is not empty and holds no run", where=f"--out {folder}", hint="Name a new folder.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,192 @@
+"""What must hold between the sections of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+
+from optimizer.recipe.model import Data
+from optimizer.recipe.sections import Draft
+from optimizer.recipe.vocabulary import Vocabulary
+from optimizer.recipe.wording import KeyPath, Problems, listed, nearest, shown, unknown
+
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check(draft: Draft, words: Vocabulary, problems: Problems) -> None:
+    """Note every combination of values that cannot be right."""
+    _inputs(draft, problems)
+    _outputs(draft, problems)
+    if draft.data is not None:
+        _source(draft.data, problems)
+        _splits(draft.data, problems)
+        _transform(draft.data, problems)
+    _variants(draft, words, problems)
+    _profile(draft, words, problems)
+    _batches(draft, problems)
+    _gate(draft, problems)
+
+
+def _inputs(draft: Draft, problems: Problems) -> None:
+    first = next(iter(draft.inputs), "")
+    batch = draft.batch
+    for name, spec in draft.inputs.items():
+        path: KeyPath = ("inputs", name, "shape")
+        for index, axis in enumerate(spec.shape):
+            if isinstance(axis, str) and not _AXIS.fullmatch(axis):
+                problems.cross((*path, index), f"{shown(axis)} names an axis: letters, digits and '_', no digit first")
+        if not spec.shape:
+            problems.cross(path, "needs at least the batch axis, e.g. [batch, 3, 32, 32]")
+        elif batch is not None and spec.shape[0] != batch:
+            text = f"the first axis must be the batch, {batch} as in '{first}', got {spec.shape[0]}"
+            problems.cross((*path, 0), text, ("inputs", first))
+
+
+def _outputs(draft: Draft, problems: Problems) -> None:
+    if draft.model is not None:
+        _no_duplicates(draft.model.outputs, ("model", "outputs"), problems)
+        for index, name in enumerate(draft.model.outputs):
+            if name in draft.inputs:
+                problems.cross(("model", "outputs", index), f"{shown(name)} is the name of an input too")
+        for name, options in draft.metrics.items():
+            if options.output is not None and options.output not in draft.model.outputs:
+                text = unknown("output", options.output, draft.model.outputs)
+                problems.cross((*_metric_path(draft, name), "output"), text, ("model", "outputs"))
+
+
+def _metric_path(draft: Draft, name: str) -> KeyPath:
+    for index, item in enumerate(draft.raw["metrics"]):
+        if isinstance(item, dict) and name in item:
+            return ("metrics", index, name)
+    raise KeyError(name)
+
+
+def _source(data: Data, problems: Problems) -> None:
+    if data.source is None and data.folder is None:
+        text = "needs source (FILE.py:FUNCTION) or folder (of pictures)"
+        problems.cross(("data",), text, ("data", "source"), ("data", "folder"), at_key=True)
+    elif data.source is not None and data.folder is not None:
+        problems.cross(("data", "folder"), "stands beside source: give one of the two", ("data", "source"), at_key=True)
+    else:
+        kind = "folder" if data.source is None else "source"
+        for key in ("arguments", "files") if kind == "folder" else ("layout",):
+            if getattr(data, key):
+                problems.cross(("data", key), f"has no effect with {kind}: remove it", at_key=True)
+        if data.folder is not None:
+            _layout(data.layout, problems)
+
+
+def _splits(data: Data, problems: Problems) -> None:
+    calibration = data.calibration
+    if calibration is not None and calibration.split == data.evaluation.split:
+        text = f"calibration and evaluation are both '{calibration.split}': judge on data that has not calibrated"
+        problems.cross(("data", "calibration", "split"), text, ("data", "evaluation", "split"))
+
+
+def _transform(data: Data, problems: Problems) -> None:
+    chw = False
+    for index, step in enumerate(data.transform):
+        given = [name for name, value in step if value is not None]
+        path: KeyPath = ("data", "transform", index)
+        late = [name for name in given if chw and name in ("resize", "channels", "to_chw")]
+        if late:
+            problems.cross(path, f"{late[0]} stands after to_chw: put to_chw last")
+        chw = chw or step.to_chw is not None
+        if len(given) != 1:
+            problems.cross(path, f"needs exactly one key, got {', '.join(given) or 'none'}")
+        if step.normalize is not None and len(step.normalize.mean) != len(step.normalize.std):
+            text = f"mean has {len(step.normalize.mean)} values and std {len(step.normalize.std)}"
+            problems.cross((*path, "normalize"), text)
+
+
+def _layout(layout: str | None, problems: Problems) -> None:
+    path: KeyPath = ("data", "layout")
+    if layout is None:
+        problems.cross(
+            path, "missing: the path of a class's pictures in the folder, e.g. '<split>/<class>'", at_key=True
+        )
+    elif "<split>" not in layout:
+        problems.cross(path, f"{shown(layout)} lacks '<split>': every split would be the same pictures")
+
+
+def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
+    used: set[str] = set()
+    for name, variant in draft.variants.items():
+        used.update(variant.targets)
+        path: KeyPath = ("variants", name)
+        _no_duplicates(variant.targets, (*path, "targets"), problems)
+        for index, target in enumerate(variant.targets):
+            if target not in draft.targets:
+                text = f"{shown(target)}: {unknown('target', target, tuple(draft.targets))}"
+                problems.cross((*path, "targets", index), text, ("targets", target))
+        if words.needs_calibration(variant.precision) and draft.data is not None and draft.data.calibration is None:
+            named = name if name == variant.precision else f"{name} ({variant.precision})"
+            text = f"{named} needs data.calibration: {{split: NAME}}, real samples other than data.evaluation's"
+            problems.cross(path, text, ("data", "calibration"), at_key=True)
+    for target in draft.targets:
+        if target not in used:
+            problems.cross(("targets", target), "no variant is built for it: remove it", ("variants",), at_key=True)
+
+
+def _profile(draft: Draft, words: Vocabulary, problems: Problems) -> None:
+    axes = {axis: name for name, spec in draft.inputs.items() for axis in spec.shape if isinstance(axis, str)}
+    for axis, sizes in draft.profile.items():
+        path: KeyPath = ("profile", axis)
+        if axis not in axes:
+            text = f"no input has this axis{nearest(axis, tuple(axes)).asked} {listed(axes)}"
+            problems.cross(path, text, ("inputs",), at_key=True)
+        if not sizes.min <= sizes.opt <= sizes.max:
+            text = f"needs min <= opt <= max, got {sizes.min}, {sizes.opt}, {sizes.max}"
+            problems.cross(path, text)
+    engines = [name for name in draft.targets if words.builds_engine(name)]
+    bare = [axis for axis in axes if axis not in draft.profile]
+    if not engines or not bare:
+        return
+    named = ", ".join(f"'{axis}' of input '{axes[axis]}'" for axis in bare)
+    many = len(bare) > 1
+    line = ", ".join(f"{axis}: {{min: 1, opt: 8, max: 32}}" for axis in bare)
+    where = "Add to profile: " if draft.profile else "Add: "
+    add = f"{where} {line}" if draft.profile else f"{where} profile: {{{line}}}"
+    what = f"dynamic {'axes' if many else 'axis'} {named}: no profile covers {'them' if many else 'it'}"
+    text = f"an engine needs the range of the {what}. {add}"
+    problems.cross(("targets", engines[0]), text, ("inputs",), ("profile",), at_key=True)
+
+
+def _batches(draft: Draft, problems: Problems) -> None:
+    """Check that measuring and evaluating ask for batches that the model takes."""
+    asked: list[tuple[KeyPath, int]] = []
+    if draft.measure is not None and "batches" in (draft.raw.get("measure") or {}):
+        _no_duplicates(draft.measure.batches, ("measure", "batches"), problems)
+        asked += [(("measure", "batches", i), batch) for i, batch in enumerate(draft.measure.batches)]
+    if draft.data is not None and draft.data.evaluation.batch is not None:
+        asked.append((("data", "evaluation", "batch"), draft.data.evaluation.batch))
+    axis = draft.batch
+    first: KeyPath = ("inputs", next(iter(draft.inputs), ""))
+    for path, batch in asked:
+        if isinstance(axis, int) and batch != axis:
+            text = f"batch {batch}, but the inputs are fixed to {axis}: name the axis, e.g. [batch, ...]"
+            problems.cross(path, text, first)
+        elif isinstance(axis, str) and axis in draft.profile:
+            sizes = draft.profile[axis]
+            if sizes.min <= sizes.opt <= sizes.max and not sizes.min <= batch <= sizes.max:
+                text = (
+                    f"batch {batch} lies outside profile.{axis}, {sizes.min} to {sizes.max}: widen it or ask for less"
+                )
+                problems.cross(path, text, first, ("profile", axis))
+
+
+def _gate(draft: Draft, problems: Problems) -> None:
+    if draft.gate is None or draft.gate.batch is None or draft.measure is None:
+        return
+    batches = draft.measure.batches
+    if draft.gate.batch not in batches:
+        text = f"batch {draft.gate.batch} is not measured (measure.batches: {', '.join(map(str, batches))})"
+        problems.cross(("gate", "batch"), text, ("measure", "batches"), ("inputs",), ("profile",))
+
+
+def _no_duplicates(values: Sequence[Hashable], path: KeyPath, problems: Problems) -> None:
+    seen: set[Hashable] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            problems.cross((*path, index), f"{shown(value)} is listed twice")
+        seen.add(value)

@@ -1,0 +1,81 @@
+"""A recipe's file into a Recipe, or one error that holds everything wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optimizer.errors import RecipeError
+from optimizer.recipe import checks, files, sections
+from optimizer.recipe.document import Document, parse
+from optimizer.recipe.model import Gate, Recipe
+from optimizer.recipe.validate import mapping
+from optimizer.recipe.vocabulary import Vocabulary
+from optimizer.recipe.wording import Problems, nearest
+
+
+def load_recipe(path: Path, settings: Mapping[str, str] | None = None, vocabulary: Vocabulary | None = None) -> Recipe:
+    """Read and check a recipe. `settings` fill `${NAME}`, before the environment's `OPTIMIZE_NAME` does.
+
+    Raises: RecipeError with every problem, root cause first, each with line and column.
+    """
+    words = vocabulary or Vocabulary.of_this_package()
+    text, problems = _read(path)
+    document = _parse(text, settings or {}, problems)
+    found: dict[str, Any] = {}
+    if document is not None and isinstance(document.data, dict):
+        draft = sections.read(document.data, path.absolute().parent, words, problems)
+        checks.check(draft, words, problems)
+        files.check(draft, path.absolute().parent, words, problems)
+        found = draft.found()
+    elif document is not None:
+        mapping(document.data, (), problems)  # says that it must be one
+    _raise(problems)
+    facts: dict[str, Any] = {"path": path.absolute(), "folder": path.absolute().parent, "text": text}
+    return Recipe(**found, **facts, settings=document.settings if document else {})
+
+
+def load_gate(path: Path) -> Gate:
+    """Read a file that holds what stands under `gate:` in a recipe; any metric may be named.
+
+    Raises: RecipeError with every problem.
+    """
+    text, problems = _read(path)
+    document = _parse(text, {}, problems)
+    gate = Gate()
+    if document is not None:
+        gate = sections.read_gate(document.data, (), None, problems)
+    _raise(problems)
+    return gate
+
+
+def _read(path: Path) -> tuple[bytes, Problems]:
+    try:
+        return path.read_bytes(), Problems(str(path))
+    except FileNotFoundError as error:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        raise RecipeError(f"no such file{near.asked}", where=str(path)) from error
+    except IsADirectoryError as error:
+        inside = path / "recipe.yaml"
+        meant = f", did you mean '{inside}'?" if inside.is_file() else ""
+        raise RecipeError(f"is a folder{meant}", where=str(path)) from error
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def _parse(text: bytes, settings: Mapping[str, str], problems: Problems) -> Document | None:
+    """Return the document, or None where nothing below its syntax can be judged."""
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.add_plain(f"is not UTF-8 text (byte {error.start})")
+        return None
+    document = parse(decoded, settings, os.environ, problems)
+    return document if () in document.values else None
+
+
+def _raise(problems: Problems) -> None:
+    if problems:
+        raise RecipeError("\n".join(problems.lines()))

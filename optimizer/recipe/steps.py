@@ -1,0 +1,177 @@
+"""Derive the steps and candidates of a recipe: what runs on what, in which order. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.data.source import to_specs
+from optimizer.errors import UsageError
+from optimizer.stages import CHECKPOINT_KINDS, DIALECTS, TARGETS, VARIANTS
+from optimizer.stages.adopt import Adopt
+from optimizer.stages.collect import Collect
+from optimizer.stages.export import Export
+from optimizer.stages.simplify import Simplify
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Recipe
+    from optimizer.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage with its parameters, and for each role the step or source (`checkpoint`, `code`, ...) that feeds it."""
+
+    id: str
+    stage: Stage
+    sources: Mapping[str, str]
+    variant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant on a target. `step` makes what ships, `graph` the ONNX that it was made from."""
+
+    variant: str
+    precision: str
+    target: str
+    step: str
+    graph: str | None
+
+    @property
+    def name(self) -> str:
+        """`<variant>@<target>`."""
+        return f"{self.variant}@{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """All steps in an order that can be executed, and the candidates; the first candidate is the baseline."""
+
+    steps: tuple[Step, ...]
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def baseline(self) -> Candidate:
+        """What everything is compared with."""
+        return self.candidates[0]
+
+
+def starts_from_onnx(recipe: Recipe) -> bool:
+    """Tell whether the recipe begins with an ONNX file, so that its FP32 self is the baseline."""
+    return Path(recipe.model.checkpoint).suffix == ".onnx"
+
+
+def derive(recipe: Recipe, only: Iterable[str] = ()) -> Derivation:
+    """Derive steps and candidates; `only` keeps these variants beside the baseline."""
+    wanted = set(only)
+    steps: dict[str, Step] = {}
+    candidates: list[Candidate] = []
+    if starts_from_onnx(recipe):
+        adopt = Adopt(inputs=tuple(recipe.inputs), outputs=recipe.model.outputs)
+        _add(steps, Step("adopt", adopt, {"checkpoint": "checkpoint"}))
+        source = "adopt"
+        candidates.append(Candidate("fp32", "fp32", "onnxruntime", "adopt", "adopt"))
+    else:
+        collect = _collect(recipe)
+        _add(steps, Step("collect", collect, {role: role for role in collect.roles}))
+        _add(steps, Step("export", Export(), {"module": "collect"}))
+        source = "export"
+        candidates.append(Candidate("fp32", "fp32", "torch", "collect", None))
+    _add(steps, Step("simplify", Simplify(), {"graph": source}))
+    for name, variant in recipe.variants.items():
+        if wanted and name not in wanted:
+            continue
+        for target in recipe.targets:
+            if variant.targets and target not in variant.targets:
+                continue
+            graph = _variant_steps(recipe, name, target, steps)
+            candidate = _target_steps(recipe, name, target, graph, steps)
+            if candidate.name not in {c.name for c in candidates}:
+                candidates.append(candidate)
+    return Derivation(tuple(steps.values()), tuple(candidates))
+
+
+def _add(steps: dict[str, Step], step: Step) -> str:
+    steps.setdefault(step.id, step)
+    return step.id
+
+
+def _collect(recipe: Recipe) -> Collect:
+    model = recipe.model
+    inputs = [s.to_json() | {"keyword": recipe.inputs[s.name].keyword} for s in to_specs(recipe.inputs)]
+    file, _, function = (model.factory or "").partition(":")
+    folder = (recipe.folder / file).parent
+    return Collect(
+        kind=CHECKPOINT_KINDS[Path(model.checkpoint).suffix],
+        function=function or None,
+        arguments=dict(model.arguments),
+        files=tuple(os.path.relpath(recipe.folder / name, folder) for name in model.files),
+        state_key=model.key,
+        strip_prefix=model.strip_prefix,
+        trust=model.trust,
+        inputs=tuple(inputs),
+        outputs=model.outputs,
+    )
+
+
+def _variant_steps(recipe: Recipe, name: str, target: str, steps: dict[str, Step]) -> str:
+    """Add the steps from the simplified graph to the variant's; those that no target changes are shared."""
+    variant = recipe.variants[name]
+    graph, previous = "simplify", {"graph": "simplify"}
+    for kind in VARIANTS[variant.precision]:
+        derived = _derived(recipe, kind, target)
+        place = f"{name}@{DIALECTS[target]}" if derived else name
+        sources = dict(previous)
+        if "samples" in kind.consumes:
+            sources["samples"] = "calibration"
+        step = Step(f"{place}/{kind.name}", _make(kind, variant.options, derived), sources, name)
+        _add(steps, step)
+        if kind.produces == "onnx":
+            graph, previous = step.id, {"graph": step.id}
+        else:
+            role = next(r for k in VARIANTS[variant.precision] for r, f in k.consumes.items() if f == kind.produces)
+            previous = {"graph": graph, role: step.id}
+    return graph
+
+
+def _target_steps(recipe: Recipe, name: str, target: str, graph: str, steps: dict[str, Step]) -> Candidate:
+    last = graph
+    for kind in TARGETS[target]:
+        stage = _make(kind, recipe.targets[target].options, _derived(recipe, kind, target))
+        last = _add(steps, Step(f"{name}@{target}/{kind.name}", stage, {"graph": last}, name))
+    return Candidate(name, recipe.variants[name].precision, target, last, graph)
+
+
+def _make(kind: type[Stage], options: Mapping[str, Any], derived: Mapping[str, Any]) -> Stage:
+    own = {k: v for k, v in options.items() if k in kind.model_fields and v is not None}
+    return kind(**own, **derived)
+
+
+def _derived(recipe: Recipe, kind: type[Stage], target: str) -> dict[str, Any]:
+    """Fill the fields that follow from the target and the rest of the recipe."""
+    known = {
+        "dialect": DIALECTS[target],
+        "package": target,
+        "profile": {axis: (r.min, r.opt, r.max) for axis, r in recipe.profile.items()},
+    }
+    marked = [n for n, f in kind.model_fields.items() if (f.json_schema_extra or {}) == {"derived": True}]
+    return {name: known[name] for name in marked}
+
+
+def check_only(recipe: Recipe, only: Iterable[str]) -> None:
+    """Refuse variants that the recipe does not have.
+
+    Raises: UsageError with the nearest name.
+    """
+    for name in only:
+        if name not in recipe.variants:
+            near = difflib.get_close_matches(name, recipe.variants, n=1)
+            hint = f"Did you mean '{near[0]}'? " if near else ""
+            raise UsageError(
+                f"the recipe has no variant '{name}'", where="--only", hint=f"{hint}Known: {', '.join(recipe.variants)}"
+            )

@@ -1,0 +1,76 @@
+"""What a recipe may name: precisions and targets with their options, and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+
+from optimizer.recipe.model import Section
+from optimizer.stage import Stage
+
+Stages = tuple[type[Stage], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The stages behind each precision and each target, and the names of the metrics and checkpoints' endings."""
+
+    variants: Mapping[str, Stages]
+    targets: Mapping[str, Stages]
+    metrics: tuple[str, ...]
+    checkpoints: Mapping[str, str]  # ending -> state_dict | exported_program | onnx
+
+    @classmethod
+    def of_this_package(cls) -> Vocabulary:
+        """Return what this package can build and measure."""
+        from optimizer.metrics import METRICS
+        from optimizer.stages import CHECKPOINT_KINDS, TARGETS, VARIANTS
+
+        return cls(VARIANTS, TARGETS, tuple(str(metric.name) for metric in METRICS), CHECKPOINT_KINDS)
+
+    def needs_calibration(self, precision: str) -> bool:
+        """Return whether a stage of this precision makes a calibration table."""
+        return any(stage.produces == "calibration" for stage in self.variants[precision])
+
+    def builds_engine(self, target: str) -> bool:
+        """Return whether a stage of this target builds an engine."""
+        return any(stage.produces == "engine" for stage in self.targets[target])
+
+
+def option_fields(stages: Stages) -> dict[str, FieldInfo]:
+    """Return the fields that a recipe's author may set: those that the pipeline derives are left out."""
+    return {
+        name: field
+        for stage in stages
+        for name, field in stage.model_fields.items()
+        if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("derived"))
+    }
+
+
+@lru_cache(maxsize=64)
+def target_options(name: str, stages: Stages) -> type[BaseModel]:
+    """Return the section of a target."""
+    fields: dict[str, Any] = {n: (field.annotation, field) for n, field in option_fields(stages).items()}
+    return create_model(f"Target_{name}", __base__=Section, **fields)
+
+
+@lru_cache(maxsize=64)
+def variant_options(precision: str, stages: Stages) -> type[BaseModel]:
+    """Return the section of a variant of this precision."""
+    fields: dict[str, Any] = {n: (field.annotation, field) for n, field in option_fields(stages).items()}
+    fields["precision"] = (str, Field(precision, description="fp32, fp16 or int8; default: the variant's name"))
+    fields["targets"] = (
+        tuple[str, ...] | None,
+        Field(None, min_length=1, description="names of the recipe's targets; default: all of them"),
+    )
+    return create_model(f"Variant_{precision}", __base__=Section, **fields)
+
+
+def given_options(section: BaseModel) -> dict[str, Any]:
+    """Return the options that were written, as their stage takes them; the rest keep the stage's defaults."""
+    return {n: getattr(section, n) for n in section.model_fields_set if n not in ("precision", "targets")}

@@ -1,0 +1,36 @@
+"""The report in a few lines for a terminal: what to ship, then a line a candidate."""
+
+from __future__ import annotations
+
+from optimizer.results import CandidateReport, Report
+
+
+def render_summary(report: Report) -> str:
+    """Return the verdict and one line for each candidate, aligned."""
+    batch = next((b for c in report.candidates for b in (c.latency_ms or {})), None)
+    rows = [_row(c, report, batch) for c in report.candidates]
+    head = ("candidate", "status", *list(report.metrics)[:1], f"p50 ms @{batch}" if batch else "", "speedup", "verdict")
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    shipped = ", ".join(f"{name} ({device})" for device, name in report.recommended.items()) or "nothing"
+    reasons = [f"  {reason}" for reason in report.verdict.reasons[:3]]
+    return "\n".join([*lines, f"verdict: {report.verdict.status}; recommended: {shipped}", *reasons])
+
+
+def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple[str, ...]:
+    metric = next(iter(report.metrics), None)
+    value = candidate.accuracy.get(metric or "")
+    accuracy = (f"{value.value:.4f}" if value else "-",) if metric else ()
+    latency = (candidate.latency_ms or {}).get(batch or "")
+    ratio = (candidate.speedup or {}).get(batch or "")
+    verdict = "baseline" if candidate.name == report.baseline else "-"
+    if candidate.verdict is not None:
+        verdict = candidate.verdict.status
+    return (
+        candidate.name,
+        candidate.status,
+        *accuracy,
+        f"{latency.p50:.3f}" if latency else "-",
+        f"{ratio.value:.2f}x" if ratio else "-",
+        verdict,
+    )

@@ -1,0 +1,215 @@
+"""The detail tables of a report as text, for HTML and Markdown alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimizer.report import format as fmt
+from optimizer.report.limits import held
+from optimizer.results import CandidateReport, Report
+
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column; `kind` is text, number or code."""
+
+    title: str
+    kind: str = "number"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose first column names a group of rows. Without rows it is left out."""
+
+    title: str
+    note: str
+    columns: tuple[Column, ...]
+    groups: tuple[tuple[str, tuple[Cells, ...]], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+
+def _table(title: str, note: str, columns: tuple[Column, ...], groups: list[tuple[str, list[Cells]]]) -> Table:
+    return Table(title, note, columns, tuple((name, tuple(rows)) for name, rows in groups if rows))
+
+
+def by_number(batches: dict[str, object]) -> list[str]:
+    """Return batch sizes, smallest first."""
+    return sorted(batches, key=lambda b: (0, int(b), b) if b.isdigit() else (1, 0, b))
+
+
+def gate_table(report: Report) -> Table:
+    """Return each limit against each candidate."""
+    columns = (Column("Candidate", "code"), Column("Limit", "text"), Column("Measured", "text"), Column("Outcome", "text"))
+    groups = [(c.name, [(h.limit.text, h.text, h.outcome) for h in held(report, c)]) for c in report.candidates]
+    note = "A limit is held or broken only when the whole 95 % interval is; otherwise the samples cannot decide."
+    return _table("Gate, limit by limit", note, columns, list(groups))
+
+
+def accuracy_table(report: Report) -> Table:
+    """Return every metric of every candidate."""
+    titles = ("Value", "95 % interval", "Samples", "Change", "95 % interval of the change", "Test")
+    metrics = ", ".join(f"{m} ({d} is better)" for m, d in report.metrics.items())
+    columns = (
+        Column("Candidate", "code"),
+        Column("Metric", "text"),
+        *(Column(t) for t in titles),
+        Column("Computed by", "text"),
+    )
+    note = f"Change is candidate minus {report.baseline}, paired by sample. {metrics}."
+    return _table("Accuracy", note, columns, [(c.name, _accuracy(c)) for c in report.candidates])
+
+
+def _accuracy(c: CandidateReport) -> list[Cells]:
+    found = []
+    for metric, value in c.accuracy.items():
+        form, change, delta = fmt.metric_value(metric), fmt.metric_delta(metric), c.accuracy_delta.get(metric)
+        own = (metric, form(value.value), fmt.interval(value.ci95, form), f"{value.samples:,}")
+        if delta:
+            test = f"{delta.test}, {fmt.p_value(delta.p_value)}"
+            paired: Cells = (change(delta.value), fmt.interval(delta.ci95, change), test)
+        else:
+            paired = (fmt.DASH, fmt.DASH, fmt.DASH)
+        found.append((*own, *paired, c.accuracy_runtime or fmt.DASH))
+    return found
+
+
+def latency_table(report: Report) -> Table:
+    """Return every batch of every measured candidate."""
+    titles = ("Batch", "p50 ms", "p90 ms", "p99 ms", "Mean ms", "Speedup", "95 % interval", "Items/s", "Samples")
+    columns = (Column("Candidate", "code"), *(Column(t) for t in titles), Column("Warm-up"), Column("Stable", "text"))
+    note = (
+        f"Milliseconds per call. Speedup is the p50 of {report.baseline} over the candidate's, from interleaved samples."
+    )
+    return _table("Latency", note, columns, [(c.name, _latency(report, c)) for c in report.candidates])
+
+
+def _latency(report: Report, c: CandidateReport) -> list[Cells]:
+    found = []
+    for batch in by_number(dict(c.latency_ms or {})):
+        timed = (c.latency_ms or {})[batch]
+        speedup = (c.speedup or {}).get(batch) if c.name != report.baseline else None
+        throughput = (c.throughput or {}).get(batch)
+        times = tuple(fmt.ms(v, unit=False) for v in (timed.p50, timed.p90, timed.p99, timed.mean))
+        gain = (fmt.ratio(speedup.value), fmt.interval(speedup.ci95, fmt.ratio)) if speedup else (fmt.DASH, fmt.DASH)
+        items = fmt.rate(throughput).removesuffix(" /s") if throughput is not None else fmt.DASH
+        counts = (f"{timed.samples:,}", f"{timed.warmup:,}", "yes" if timed.stable else "no")
+        found.append((batch, *times, *gain, items, *counts))
+    return found
+
+
+def numerics_table(report: Report) -> Table:
+    """Return every output of every candidate against the baseline's."""
+    columns = (Column("Candidate", "code"), Column("Output", "code"), Column("SQNR"), Column("Cosine"), Column("Max |error|"))
+    note = f"Against the outputs of {report.baseline} over the evaluation inputs. SQNR: signal to quantization noise."
+    return _table("Numerics", note, columns, [(c.name, _numerics(c)) for c in report.candidates])
+
+
+def _numerics(c: CandidateReport) -> list[Cells]:
+    found: list[Cells] = []
+    for output, n in c.numerics.items():
+        equal = n.max_abs == 0 and n.sqnr_db is None
+        cosine = fmt.DASH if n.cosine is None else f"{n.cosine:.7f}".rstrip("0").rstrip(".")
+        worst = fmt.DASH if n.max_abs is None else fmt.significant(n.max_abs)
+        found.append((output, "equal" if equal else fmt.decibel(n.sqnr_db), cosine, worst))
+    return found
+
+
+def precision_table(report: Report) -> Table:
+    """Return what was asked for and what the runtime executes."""
+    columns = (Column("Candidate", "code"), Column("Requested", "text"), Column("Delivered", "text"), Column("Read from", "text"))
+    groups: list[tuple[str, list[Cells]]] = []
+    for c in report.candidates:
+        shares = ", ".join(f"{name} {text}" for name, text, _ in fmt.shares(c.precision.delivered)) or fmt.DASH
+        groups.append((c.name, [(c.precision.requested, shares, c.precision.source or fmt.DASH)]))
+    return _table("Precision", "Delivered: share of multiply-accumulates as the runtime executes them.", columns, groups)
+
+
+def resources_table(report: Report) -> Table:
+    """Return files, and energy and memory where they were measured."""
+    extra = [
+        (title, key)
+        for title, key in (("Energy per item", "energy_mj_per_item"), ("Peak memory", "peak_memory_bytes"))
+        if any(getattr(c, key) is not None for c in report.candidates)
+    ]
+    columns = (
+        Column("Candidate", "code"),
+        Column("Format", "text"),
+        Column("Size"),
+        *(Column(title) for title, _ in extra),
+        Column("File", "code"),
+        Column("sha256", "code"),
+    )
+    groups: list[tuple[str, list[Cells]]] = []
+    for c in report.candidates:
+        if c.artifact is None:
+            continue
+        energy = fmt.DASH if c.energy_mj_per_item is None else f"{fmt.significant(c.energy_mj_per_item)} mJ"
+        memory = fmt.DASH if c.peak_memory_bytes is None else fmt.size(c.peak_memory_bytes)
+        measured = {"energy_mj_per_item": energy, "peak_memory_bytes": memory}
+        cells = (c.artifact.format, fmt.size(c.artifact.bytes), *(measured[key] for _, key in extra))
+        groups.append((c.name, [(*cells, c.artifact.path, fmt.short(c.artifact.sha256))]))
+    return _table("Files", "Paths are relative to report.json; the first eight digits of each sha256.", columns, groups)
+
+
+def stage_table(report: Report) -> Table:
+    """Return every step of the build, in order."""
+    titles = (Column("Variant", "text"), Column("Work", "text"), Column("Time"), Column("Peak memory"))
+    columns = (Column("Step", "code"), *titles, Column("Key", "code"), Column("Output", "code"), Column("Notes", "text"))
+    built = [s for s in report.stages if not s.reused]
+    spent = fmt.seconds(sum(s.seconds for s in built))
+    note = f"{len(report.stages) - len(built)} of {fmt.count(len(report.stages), 'step')} reused; the others took {spent}."
+    groups: list[tuple[str, list[Cells]]] = []
+    for s in report.stages:
+        work = "reused" if s.reused else "not run" if s.key is None else "built" if s.output_sha256 else "failed"
+        spent_here = (fmt.seconds(s.seconds), fmt.size(s.peak_rss_bytes) if s.peak_rss_bytes else fmt.DASH)
+        keys = (fmt.short(s.key), fmt.short(s.output_sha256))
+        groups.append((s.id, [(s.variant or fmt.DASH, work, *spent_here, *keys, "\n".join(s.notes))]))
+    return _table("Stages", note, columns, groups)
+
+
+def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
+    """Return the machine and the versions as (what, value)."""
+    e = report.environment
+    gpu = "none"
+    if e.gpu:
+        memory = fmt.size(e.gpu.memory_bytes)
+        gpu = f"{e.gpu.name}, compute capability {e.gpu.compute_capability}, {memory}, driver {e.gpu.driver}"
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(e.packages.items()))
+    return (
+        ("CPU", f"{e.cpu}, {fmt.count(e.cores, 'core')}"),
+        ("Memory", fmt.size(e.memory_bytes)),
+        ("GPU", gpu),
+        ("System", e.platform),
+        ("Python", e.python),
+        ("Packages", packages or fmt.DASH),
+    )
+
+
+def method_facts(report: Report) -> tuple[tuple[str, str], ...]:
+    """Return how it was measured as (what, value)."""
+    e = report.environment
+    timed = [timing for c in report.candidates for timing in (c.latency_ms or {}).values()]
+    evaluated = [value.samples for c in report.candidates for value in c.accuracy.values()]
+    pinned = f"pinned to CPU {', '.join(map(str, e.affinity))}" if e.affinity else "not pinned to CPUs"
+    facts = [("Threads", f"{fmt.count(e.threads, 'CPU thread')} per runner, {pinned}")]
+    if timed:
+        unstable = sum(not timing.stable for timing in timed)
+        state = f"{unstable} of {len(timed)} unstable" if unstable else "all stable"
+        warmup = f"{_span([t.warmup for t in timed])} calls of warm-up"
+        samples = f"{_span([t.samples for t in timed])} samples per candidate and batch"
+        facts.append(("Latency", f"{samples} after {warmup}, interleaved with {report.baseline}; {state}"))
+    if evaluated:
+        facts.append(("Accuracy", f"{_span(evaluated)} evaluation samples, paired with {report.baseline} by sample"))
+    facts.append(("Recipe", f"{report.recipe.path}, sha256 {report.recipe.sha256}"))
+    if report.created:
+        facts.append(("Created", report.created))
+    return tuple(facts)
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

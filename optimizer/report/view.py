@@ -1,0 +1,271 @@
+"""What a report says first: the verdict with its numbers, and one row per candidate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from optimizer.report import format as fmt
+from optimizer.report.limits import gate_batch, held, limits
+from optimizer.results import CandidateReport, Report
+
+_STATUS = {"measured": "measured", "built": "built, not executable here", "failed": "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number that matters, its interval and what it was computed from."""
+
+    label: str
+    value: str
+    interval: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A candidate to ship on a device."""
+
+    device: str
+    name: str
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The verdict. `status` is pass, fail, inconclusive or unjudged (a recipe without a gate)."""
+
+    status: str
+    label: str
+    title: str
+    reasons: tuple[str, ...]
+    recommendations: tuple[Recommendation, ...]
+    count: str
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricCell:
+    """A metric of one candidate in the summary."""
+
+    value: str
+    delta: str
+    interval: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One candidate in the summary, as text."""
+
+    number: int
+    name: str
+    is_baseline: bool
+    recommended_on: tuple[str, ...]
+    status: str
+    status_text: str
+    device: str
+    requested: str
+    shares: tuple[tuple[str, str, float], ...]
+    undelivered: str
+    metrics: tuple[MetricCell | None, ...]
+    sqnr: str
+    latency: str
+    tail: str
+    throughput: str
+    speedup: str
+    speedup_interval: str
+    size: str
+    size_ratio: str
+    verdict: str
+    reasons: tuple[str, ...]
+    accuracy_runtime: str
+
+
+def headline(report: Report) -> Headline:
+    """Return the verdict as a title, the reasons as sentences, and the numbers that matter."""
+    judged = bool(limits(report))
+    chosen = [(device, c) for device, name in report.recommended.items() if (c := report.candidate(name)) is not None]
+    recommendations = tuple(Recommendation(device, c.name, figures(report, c)) for device, c in chosen)
+    status = report.verdict.status if judged or report.verdict.status != "pass" else "unjudged"
+    label = {"pass": "Gate met", "fail": "Gate not met", "inconclusive": "Undecided", "unjudged": "No gate"}[status]
+    states = Counter(c.status for c in report.candidates)
+    parts = [f"{states[s]} {_STATUS[s]}" for s in _STATUS if states[s]]
+    return Headline(
+        status,
+        label,
+        _title(report, status),
+        report.verdict.reasons,
+        recommendations,
+        f"{fmt.count(len(report.candidates), 'candidate')}: {', '.join(parts)}",
+        tuple(c.name for c in report.candidates if c.status == "failed"),
+    )
+
+
+def _title(report: Report, status: str) -> str:
+    if status == "fail":
+        return "Do not ship"
+    if status == "inconclusive":
+        return "Cannot decide with these samples"
+    chosen = report.recommended
+    several = len(chosen) > 1
+    names = fmt.joined([f"{name} ({device})" if several else name for device, name in chosen.items()])
+    if not names:
+        return "Measured, not judged" if status == "unjudged" else "The gate is met"
+    if status == "unjudged":
+        return f"Fastest: {names}"
+    return f"Keep {names}" if set(chosen.values()) == {report.baseline} else f"Ship {names}"
+
+
+def figures(report: Report, candidate: CandidateReport) -> tuple[Figure, ...]:
+    """Return speedup, accuracy and size against the baseline, each only where it was measured."""
+    base = report.candidate(report.baseline)
+    found = [_speedup_figure(report, candidate, base), *_accuracy_figures(report, candidate, base)]
+    return tuple(f for f in (*found, _size_figure(candidate, base)) if f is not None)
+
+
+def _speedup_figure(report: Report, candidate: CandidateReport, base: CandidateReport | None) -> Figure | None:
+    batch = gate_batch(report)
+    speedup = (candidate.speedup or {}).get(batch or "")
+    latency = (candidate.latency_ms or {}).get(batch or "")
+    before = ((base.latency_ms if base else None) or {}).get(batch or "")
+    if speedup is None or latency is None or candidate.name == report.baseline:
+        return None
+    change = f"{fmt.ms(before.p50, unit=False)} \u2192 {fmt.ms(latency.p50)}" if before else fmt.ms(latency.p50)
+    detail = f"p50 {change}, batch {batch}"
+    return Figure("Speedup", fmt.ratio(speedup.value), f"95 % interval {fmt.interval(speedup.ci95, fmt.ratio)}", detail)
+
+
+def _accuracy_figures(report: Report, candidate: CandidateReport, base: CandidateReport | None) -> list[Figure]:
+    gated = [limit.subject for limit in limits(report) if limit.subject in candidate.accuracy_delta]
+    # The verdict speaks of what the gate asks; without one, of the first metric.
+    subjects = gated or list(candidate.accuracy_delta)[:1]
+    found = []
+    for metric in subjects:
+        delta, form = candidate.accuracy_delta[metric], fmt.metric_delta(metric)
+        after, before = candidate.accuracy.get(metric), base.accuracy.get(metric) if base else None
+        value = fmt.metric_value(metric)
+        change = f"{_bare(value(before.value))} \u2192 {value(after.value)}" if before and after else ""
+        detail = f"{change}, {fmt.count(after.samples, 'sample')}" if after else ""
+        found.append(
+            Figure(f"Change of {metric}", form(delta.value), f"95 % interval {fmt.interval(delta.ci95, form)}", detail)
+        )
+    return found
+
+
+def _size_figure(candidate: CandidateReport, base: CandidateReport | None) -> Figure | None:
+    if candidate.artifact is None:
+        return None
+    own = candidate.artifact.bytes
+    if base is None or base.artifact is None or base.name == candidate.name:
+        return Figure("Size", fmt.size(own), "", candidate.artifact.format)
+    return Figure("Size", fmt.size(own), size_ratio(own, base.artifact.bytes), f"baseline {fmt.size(base.artifact.bytes)}")
+
+
+def size_ratio(own: int, base: int) -> str:
+    """Return how a size compares with the baseline's, in words."""
+    if base <= 0:
+        return ""
+    if round(own / base, 2) == 1:
+        return "same as baseline"
+    return f"{own / base * 100:.0f} % of baseline" if own / base < 9.995 else f"{fmt.ratio(own / base)} baseline"
+
+
+def metric_names(report: Report) -> tuple[str, ...]:
+    """Return every metric in the order of the report."""
+    names = [*report.metrics, *(m for c in report.candidates for m in c.accuracy)]
+    return tuple(dict.fromkeys(names))
+
+
+def rows(report: Report) -> tuple[Row, ...]:
+    """Return the summary: candidates in the order of the report."""
+    return tuple(_row(report, number, c) for number, c in enumerate(report.candidates, 1))
+
+
+def _row(report: Report, number: int, c: CandidateReport) -> Row:
+    batch = gate_batch(report) or ""
+    base = report.candidate(report.baseline)
+    is_baseline = c.name == report.baseline
+    latency, speedup = (c.latency_ms or {}).get(batch), (c.speedup or {}).get(batch)
+    if is_baseline:
+        speedup = None
+    throughput = (c.throughput or {}).get(batch)
+    base_bytes = base.artifact.bytes if base and base.artifact and not is_baseline else 0
+    return Row(
+        number=number,
+        name=c.name,
+        is_baseline=is_baseline,
+        recommended_on=tuple(device for device, name in report.recommended.items() if name == c.name),
+        status=c.status,
+        status_text=_STATUS[c.status],
+        device=c.device,
+        requested=c.precision.requested,
+        shares=fmt.shares(c.precision.delivered),
+        undelivered=undelivered(c),
+        metrics=tuple(_metric_cell(c, m) for m in metric_names(report)),
+        sqnr=_worst_sqnr(c),
+        latency=fmt.ms(latency.p50) if latency else fmt.DASH,
+        tail=f"p99 {fmt.ms(latency.p99, unit=False)}" if latency else "",
+        throughput=fmt.rate(throughput) if throughput is not None else fmt.DASH,
+        speedup=fmt.ratio(speedup.value) if speedup else fmt.ratio(1.0) if is_baseline and latency else fmt.DASH,
+        speedup_interval=fmt.interval(speedup.ci95, fmt.ratio) if speedup else "",
+        size=fmt.size(c.artifact.bytes) if c.artifact else fmt.DASH,
+        size_ratio=size_ratio(c.artifact.bytes, base_bytes) if c.artifact else "",
+        verdict=_verdict(report, c),
+        reasons=_reasons(c),
+        accuracy_runtime=c.accuracy_runtime or "",
+    )
+
+
+def undelivered(c: CandidateReport) -> str:
+    """Return the sentence for a precision that was asked for and that the runtime does not execute, else nothing."""
+    delivered, requested = c.precision.delivered, c.precision.requested
+    if not delivered or requested in delivered or not any(requested == p for p in ("fp32", "fp16", "bf16", "int8", "fp8")):
+        return ""
+    return f"{requested} is not delivered"
+
+
+def _metric_cell(c: CandidateReport, metric: str) -> MetricCell | None:
+    value, delta = c.accuracy.get(metric), c.accuracy_delta.get(metric)
+    if value is None:
+        return None
+    form = fmt.metric_delta(metric)
+    own = fmt.interval(value.ci95, fmt.metric_value(metric))
+    return MetricCell(fmt.metric_value(metric)(value.value), form(delta.value) if delta else "", own)
+
+
+def _worst_sqnr(c: CandidateReport) -> str:
+    known = [n.sqnr_db for n in c.numerics.values() if n.sqnr_db is not None]
+    if known:
+        return fmt.decibel(min(known))
+    return "equal" if c.numerics and all(n.max_abs == 0 for n in c.numerics.values()) else fmt.DASH
+
+
+def _verdict(report: Report, c: CandidateReport) -> str:
+    if c.verdict is not None:
+        return c.verdict.status
+    if c.name == report.baseline:
+        return "baseline"
+    return "failed" if c.status == "failed" else "not judged"
+
+
+def _reasons(c: CandidateReport) -> tuple[str, ...]:
+    """Return what must be said below a row: why it is not measured, or why it does not pass."""
+    said = [c.reason] if c.reason else []
+    if c.verdict is not None and c.verdict.status != "pass":
+        said.extend(c.verdict.reasons)
+    return tuple(said)
+
+
+def gate_summary(report: Report) -> str:
+    """Return the gate in one sentence, or that there is none."""
+    asked = [limit.text for limit in limits(report)]
+    return f"Gate: {'; '.join(asked)}." if asked else "The recipe sets no gate: nothing was judged."
+
+
+def outcomes(report: Report) -> bool:
+    """Whether a limit can be shown against any candidate."""
+    return any(held(report, c) for c in report.candidates)
+
+
+def _bare(text: str) -> str:
+    return text.removesuffix(" %")

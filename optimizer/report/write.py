@@ -1,0 +1,17 @@
+"""Write a report into its run's folder: report.html and report.md first, report.json last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optimizer.report.html import render_html
+from optimizer.report.markdown import render_markdown
+from optimizer.report.read import write_json
+from optimizer.results import Report
+
+
+def write_report(report: Report, run: Path) -> None:
+    """Render all three forms; whoever finds report.json finds the rest beside it."""
+    (run / "report.html").write_text(render_html(report), encoding="utf-8")
+    (run / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    write_json(report, run / "report.json")

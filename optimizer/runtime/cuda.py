@@ -1,0 +1,210 @@
+"""The few calls of the CUDA driver that an engine needs, through ctypes: a bundle serves without torch."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import Any
+
+from optimizer.errors import MissingToolError, StageError
+from optimizer.runtime.session import Array
+
+LIBRARY = "libcuda.so.1"
+
+# Argument types of each function; all return a CUresult. The suffix _v2 names the ABI behind the macros of cuda.h.
+# Source: CUDA Driver API, sections 6.2 to 6.18.
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+    "cuGetErrorString": (c_int, POINTER(c_char_p)),
+    "cuDriverGetVersion": (POINTER(c_int),),
+    "cuDeviceGetCount": (POINTER(c_int),),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuCtxSetCurrent": (c_void_p,),
+    "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
+    "cuMemFree_v2": (c_uint64,),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
+    "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
+    "cuStreamCreate": (POINTER(c_void_p), c_uint),
+    "cuStreamSynchronize": (c_void_p,),
+    "cuStreamDestroy_v2": (c_void_p,),
+    "cuEventCreate": (POINTER(c_void_p), c_uint),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventSynchronize": (c_void_p,),
+    "cuEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
+    "cuEventDestroy_v2": (c_void_p,),
+}
+_OUT_OF_MEMORY = 2
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for the legacy default stream
+
+
+class Cuda:
+    """One GPU through its primary context, the one that TensorRT's own runtime calls use.
+
+    Raises: MissingToolError without a driver or that GPU, StageError when a call fails; both with the driver's words.
+    """
+
+    def __init__(self, index: int = 0, *, library: Any = None) -> None:
+        self.index = index
+        self._driver = library if library is not None else _load()
+        self._device = self._find()
+        self._context = c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self._memory: dict[int, int] = {}
+        self.make_current()
+
+    @property
+    def name(self) -> str:
+        """The GPU's name."""
+        text = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", text, len(text), self._device)
+        return text.value.decode(errors="replace")
+
+    @property
+    def compute_capability(self) -> str:
+        """The compute capability, e.g. `8.9`."""
+        return f"{self._attribute(_CAPABILITY_MAJOR)}.{self._attribute(_CAPABILITY_MINOR)}"
+
+    @property
+    def driver_version(self) -> str:
+        """The newest CUDA version that this driver serves, e.g. `13.0`."""
+        version = c_int()
+        self._call("cuDriverGetVersion", ctypes.byref(version))
+        return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+    def make_current(self) -> None:
+        """Make this GPU's context the current one of the calling thread."""
+        self._call("cuCtxSetCurrent", self._context)
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` bytes on the GPU."""
+        pointer = c_uint64()
+        # A tensor may be empty; an address it must have all the same.
+        self._call("cuMemAlloc_v2", ctypes.byref(pointer), max(size, 1), what=f"allocating {size:,} bytes")
+        self._memory[pointer.value] = size
+        return pointer.value
+
+    def free(self, pointer: int) -> None:
+        """Give back what `allocate` returned."""
+        self._call("cuMemFree_v2", pointer)
+        del self._memory[pointer]
+
+    def to_device(self, pointer: int, array: Array, stream: int) -> None:
+        """Queue the copy of a C-contiguous array; it must live until the stream is synchronised."""
+        if array.nbytes:
+            self._call("cuMemcpyHtoDAsync_v2", pointer, _address(array), array.nbytes, stream)
+
+    def to_host(self, array: Array, pointer: int, stream: int) -> None:
+        """Queue the copy into a C-contiguous array; its content is there once the stream is synchronised."""
+        if array.nbytes:
+            self._call("cuMemcpyDtoHAsync_v2", _address(array), pointer, array.nbytes, stream)
+
+    def create_stream(self) -> int:
+        """Return a new stream's handle, which is also a cudaStream_t."""
+        return self._handle("cuStreamCreate", _NON_BLOCKING)
+
+    def synchronize(self, stream: int) -> None:
+        """Wait until everything queued on the stream is done."""
+        self._call("cuStreamSynchronize", stream)
+
+    def destroy_stream(self, stream: int) -> None:
+        """Free a stream."""
+        self._call("cuStreamDestroy_v2", stream)
+
+    def create_event(self) -> int:
+        """Return a new event's handle."""
+        return self._handle("cuEventCreate", 0)
+
+    def record(self, event: int, stream: int) -> None:
+        """Queue the event: it takes its time when the stream gets there."""
+        self._call("cuEventRecord", event, stream)
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Wait for `end`; return the GPU's time between two recorded events. Units: milliseconds, 0.5 us fine."""
+        self._call("cuEventSynchronize", end)
+        elapsed = c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
+        return elapsed.value
+
+    def destroy_event(self, event: int) -> None:
+        """Free an event."""
+        self._call("cuEventDestroy_v2", event)
+
+    def close(self) -> None:
+        """Free all memory still allocated and release the context. Safe to call twice."""
+        if self._context:
+            self.make_current()
+            for pointer in list(self._memory):
+                self.free(pointer)
+            self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+            self._context = c_void_p()
+
+    def _find(self) -> int:
+        code = self._driver.cuInit(0)
+        if code:
+            raise MissingToolError(
+                f"needs an NVIDIA GPU with a driver; this machine has none (cuInit: {self._error(code)})"
+            )
+        count, device = c_int(), c_int()
+        self._call("cuDeviceGetCount", ctypes.byref(count))
+        if self.index >= count.value:
+            has = f"{count.value} GPU{'s' * (count.value != 1)}"
+            raise MissingToolError(f"needs GPU {self.index}; this machine has {has}", where=f"device cuda:{self.index}")
+        self._call("cuDeviceGet", ctypes.byref(device), self.index)
+        return device.value
+
+    def _attribute(self, attribute: int) -> int:
+        value = c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self._device)
+        return value.value
+
+    def _handle(self, function: str, flags: int) -> int:
+        handle = c_void_p()
+        self._call(function, ctypes.byref(handle), flags)
+        return int(handle.value or 0)
+
+    def _call(self, function: str, *arguments: Any, what: str | None = None) -> None:
+        code = getattr(self._driver, function)(*arguments)
+        if code:
+            hint = "use a smaller batch, or free the GPU of other work" if code == _OUT_OF_MEMORY else None
+            raise StageError(f"{what or function} failed: {self._error(code)}", where=f"cuda:{self.index}", hint=hint)
+
+    def _error(self, code: int) -> str:
+        """Return the driver's name and sentence for a return code, e.g. `CUDA_ERROR_NO_DEVICE, no CUDA-capable ...`."""
+        texts = []
+        for function in ("cuGetErrorName", "cuGetErrorString"):
+            text = c_char_p()
+            if getattr(self._driver, function)(code, ctypes.byref(text)) == 0 and text.value:
+                texts.append(text.value.decode(errors="replace"))
+        return ", ".join(texts) or f"error {code}"
+
+
+def missing(index: int = 0) -> str | None:
+    """Return the sentence that says why GPU `index` cannot be used here, or None when it can."""
+    try:
+        Cuda(index).close()
+    except (MissingToolError, StageError) as error:
+        return error.what
+    return None
+
+
+def _load() -> Any:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+        for name, arguments in SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, c_int
+    except (OSError, AttributeError) as error:
+        raise MissingToolError(f"needs an NVIDIA GPU with a driver; this machine has none ({error})") from error
+    return library
+
+
+def _address(array: Array) -> int:
+    if not array.flags.c_contiguous:
+        raise ValueError("only C-contiguous arrays are copied")
+    return int(array.ctypes.data)

@@ -1,0 +1,125 @@
+"""One execution context of an engine with its own stream and its own memory, which grows and never shrinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from optimizer.errors import StageError
+from optimizer.runtime.cuda import Cuda
+from optimizer.runtime.session import Array
+from optimizer.types import TensorSpec
+
+_Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What goes in and out of an engine; `host` names shape tensors, which live in host memory; `ranges`: a profile."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    host: frozenset[str]
+    ranges: Mapping[str, tuple[_Shape, _Shape]]
+
+
+class Execution:
+    """Inputs placed, outputs allocated, ready to run again and again. `reason` returns what TensorRT complained of."""
+
+    def __init__(self, context: Any, cuda: Cuda, tensors: Tensors, reason: Callable[[], str]) -> None:
+        self._context = context
+        self._cuda = cuda
+        self._tensors = tensors
+        self._reason = reason
+        self._stream = cuda.create_stream()
+        self._memory: dict[str, tuple[int, int]] = {}  # tensor -> address, capacity in bytes
+        self._held: dict[str, Array] = {}  # arrays in host memory that the context points to
+        self._shapes: dict[str, _Shape] = {}
+
+    def place(self, feed: Mapping[str, Array]) -> None:
+        """Copy the inputs and give every output its memory. Raises: StageError for a data-dependent output shape."""
+        for spec in self._tensors.inputs:
+            array = feed[spec.name]
+            self._must(
+                self._context.set_input_shape(spec.name, tuple(array.shape)), f"the shape of input '{spec.name}'"
+            )
+            if spec.name in self._tensors.host:
+                # TensorRT reads it while it enqueues: the caller's array may change, ours does not.
+                self._held[spec.name] = array.copy()
+                self._point(spec.name, self._held[spec.name].ctypes.data)
+            else:
+                address = self._room(spec.name, array.nbytes)
+                self._cuda.to_device(address, array, self._stream)
+                self._point(spec.name, address)
+        unknown = self._context.infer_shapes()
+        self._must(not unknown, f"the shapes of {', '.join(unknown)}")
+        for spec in self._tensors.outputs:
+            self._place_output(spec)
+        self._cuda.synchronize(self._stream)
+
+    def run(self) -> None:
+        """Enqueue and wait for the stream: what is timed."""
+        if not self._context.execute_async_v3(self._stream):
+            raise StageError(f"execution failed: {self._reason()}", where="engine")
+        self._cuda.synchronize(self._stream)
+
+    def fetch(self) -> dict[str, Array]:
+        """Copy the outputs into new arrays."""
+        outputs = {}
+        for spec in self._tensors.outputs:
+            if spec.name in self._tensors.host:
+                outputs[spec.name] = self._held[spec.name].copy()
+            else:
+                outputs[spec.name] = np.empty(self._shapes[spec.name], dtype=spec.dtype)
+                self._cuda.to_host(outputs[spec.name], self._memory[spec.name][0], self._stream)
+        self._cuda.synchronize(self._stream)
+        return outputs
+
+    def close(self) -> None:
+        """Free the context, then what it pointed to."""
+        if self._context is None:
+            return
+        self._cuda.make_current()
+        self._context = None
+        for address, _ in self._memory.values():
+            self._cuda.free(address)
+        self._memory.clear()
+        self._cuda.destroy_stream(self._stream)
+
+    def _place_output(self, spec: TensorSpec) -> None:
+        shape = tuple(self._context.get_tensor_shape(spec.name))
+        if any(size < 0 for size in shape):
+            raise StageError(
+                f"the shape of output '{spec.name}' depends on the data ({list(shape)}), which is not supported",
+                where="engine",
+                hint="return it padded to a fixed size, or serve the ONNX with onnxruntime",
+            )
+        self._shapes[spec.name] = shape
+        if spec.name in self._tensors.host:
+            self._held[spec.name] = np.empty(shape, dtype=spec.dtype)
+            self._point(spec.name, self._held[spec.name].ctypes.data)
+        else:
+            self._point(spec.name, self._room(spec.name, prod(shape) * np.dtype(spec.dtype).itemsize))
+
+    def _room(self, name: str, size: int) -> int:
+        """Return an address with at least `size` bytes for a tensor, the same as before where that suffices."""
+        address, capacity = self._memory.get(name, (0, -1))
+        if size > capacity:
+            if capacity >= 0:
+                # Forget it first: should the allocation fail, nothing points to memory that is gone.
+                del self._memory[name]
+                self._cuda.free(address)
+            address = self._cuda.allocate(size)
+            self._memory[name] = (address, size)
+        return address
+
+    def _point(self, name: str, address: int) -> None:
+        self._must(self._context.set_tensor_address(name, address), f"the address of '{name}'")
+
+    def _must(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise StageError(f"TensorRT refuses {what}: {self._reason()}", where="engine")

@@ -1,0 +1,54 @@
+"""What a feed must be: the declared names, dtypes and shapes, checked with one readable error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optimizer.errors import UsageError
+from optimizer.runtime.session import Array, Feed
+from optimizer.types import TensorSpec
+
+
+def check_feed(inputs: Sequence[TensorSpec], feed: Feed, where: str) -> dict[str, Array]:
+    """Return the feed in the declared order, C-contiguous; the arrays themselves are never changed.
+
+    Raises: UsageError, listing everything wrong at once and every input that is expected.
+    """
+    problems = [f"no input '{spec.name}'" for spec in inputs if spec.name not in feed]
+    known = {spec.name for spec in inputs}
+    problems += [f"unknown input '{name}'" for name in feed if name not in known]
+    axes: dict[str, tuple[str, int]] = {}
+    for spec in inputs:
+        if spec.name in feed:
+            problems += _mismatches(spec, feed[spec.name], axes)
+    if problems:
+        wanted = ", ".join(f"{spec.name}: {spec.dtype}{_shape(spec.shape)}" for spec in inputs)
+        raise UsageError("; ".join(problems), where=where, hint=f"it takes {wanted}")
+    return {
+        spec.name: np.ascontiguousarray(feed[spec.name]) if feed[spec.name].ndim else feed[spec.name] for spec in inputs
+    }
+
+
+def _mismatches(spec: TensorSpec, array: object, axes: dict[str, tuple[str, int]]) -> list[str]:
+    if not isinstance(array, np.ndarray):
+        return [f"input '{spec.name}' is a {type(array).__name__}, not a numpy array"]
+    problems = []
+    if array.dtype.name != spec.dtype:
+        problems.append(f"input '{spec.name}' is {array.dtype.name}, not {spec.dtype}")
+    if array.ndim != len(spec.shape):
+        return [*problems, f"input '{spec.name}' has shape {_shape(array.shape)}, not {_shape(spec.shape)}"]
+    for position, (axis, size) in enumerate(zip(spec.shape, array.shape, strict=True)):
+        if isinstance(axis, int):
+            if axis != size:
+                problems.append(f"input '{spec.name}' has {size} at axis {position}, not {axis}")
+        else:
+            first, expected = axes.setdefault(axis, (spec.name, size))
+            if expected != size:
+                problems.append(f"axis '{axis}' is {expected} in input '{first}' and {size} in input '{spec.name}'")
+    return problems
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(str(axis) for axis in shape)}]"

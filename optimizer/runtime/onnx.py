@@ -1,0 +1,220 @@
+"""A session of onnxruntime, on the CPU or on CUDA; never on another provider than the one asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optimizer.errors import MissingToolError, StageError
+from optimizer.runtime import cuda
+from optimizer.runtime.device import cuda_index
+from optimizer.runtime.feed import check_feed
+from optimizer.runtime.session import Array, Feed, Session
+from optimizer.types import TensorSpec
+
+# onnxruntime's names of tensor types and numpy's; bfloat16 and the 8-bit floats have no numpy type of their own.
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+_CUDA = "CUDAExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+class OnnxSession(Session):
+    """An ONNX file in onnxruntime. `threads` counts threads inside an operator; operators run one after another.
+
+    Numeric: `optimize=False` runs the graph node by node as written (no fusion, no constant folding).
+    Raises: MissingToolError when onnxruntime or the CUDA provider is absent, StageError when it refuses the model.
+    """
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int = 1, optimize: bool = True) -> None:
+        self._path = Path(path)
+        self._device = "cpu" if device == "cpu" else "cuda"
+        self._device_id = 0 if device == "cpu" else cuda_index(device)
+        self._ort: Any = _onnxruntime()
+        self._session: Any = self._open(threads, optimize)
+        self.inputs = tuple(self._spec(node, "input") for node in self._session.get_inputs())
+        self.outputs = tuple(self._spec(node, "output") for node in self._session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        """Run once from numpy to numpy.
+
+        Raises: UsageError for a wrong feed, StageError when onnxruntime fails on it.
+        """
+        checked = check_feed(self.inputs, feed, self._path.name)
+        try:
+            values = self._alive().run(self._names, checked)
+        except self._refusals() as error:
+            raise StageError(f"onnxruntime failed while running: {_one_line(error)}", where=str(self._path)) from error
+        return dict(zip(self._names, values, strict=True))
+
+    def bind(self, feed: Feed) -> Callable[[], None]:
+        """Place inputs and outputs on the device, once; the call returned runs and waits for the end."""
+        checked = check_feed(self.inputs, feed, self._path.name)
+        session = self._alive()
+        binding = session.io_binding()
+        for name, array in checked.items():
+            # A copy: the caller may change its arrays between two calls without changing what is timed.
+            value = self._ort.OrtValue.ortvalue_from_numpy(array.copy(), self._device, self._device_id)
+            binding.bind_ortvalue_input(name, value)
+        first = self.infer(checked)
+        for spec in self.outputs:
+            array = first[spec.name]
+            if array.size and self._sizes_follow_inputs(spec, checked):
+                place = self._ort.OrtValue.ortvalue_from_shape_and_type(
+                    list(array.shape), array.dtype, self._device, self._device_id
+                )
+                binding.bind_ortvalue_output(spec.name, place)
+            else:
+                binding.bind_output(spec.name, self._device, self._device_id)
+        return self._call(session, binding)
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        self._session = None
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers in order of preference; the first is the one that was asked for."""
+        return tuple(self._alive().get_providers())
+
+    def _open(self, threads: int, optimize: bool) -> Any:
+        ort = self._ort
+        if not self._path.is_file():
+            raise StageError("there is no such file", where=str(self._path))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _ERRORS_ONLY
+        # Workers spin between operators: lowest latency, and stated so that two machines measure the same thing.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        wanted, providers = self._providers()
+        if self._device != "cpu":
+            _preload(ort)
+        try:
+            session = ort.InferenceSession(str(self._path), sess_options=options, providers=providers)
+        except self._refusals() as error:
+            raise StageError(f"onnxruntime refuses the model: {_one_line(error)}", where=str(self._path)) from error
+        # Without this a failing provider is replaced by the CPU, and only a log line says so.
+        session.disable_fallback()
+        started = session.get_providers()
+        if started[0] != wanted:
+            raise MissingToolError(
+                f"onnxruntime {ort.__version__} could not start {wanted} (it started {', '.join(started)})",
+                where=f"device {self._device}:{self._device_id}",
+                hint="install onnxruntime-gpu and the CUDA and cuDNN libraries that it names, or use --device cpu",
+            )
+        return session
+
+    def _providers(self) -> tuple[str, list[Any]]:
+        """Return the provider that was asked for and onnxruntime's argument for it."""
+        if self._device == "cpu":
+            return "CPUExecutionProvider", ["CPUExecutionProvider"]
+        _offered(self._ort, self._device_id)
+        return _CUDA, [(_CUDA, {"device_id": self._device_id}), "CPUExecutionProvider"]
+
+    def _spec(self, node: Any, kind: str) -> TensorSpec:
+        dtype = _DTYPES.get(node.type)
+        if dtype is None:
+            raise StageError(
+                f"{kind} '{node.name}' is {node.type}, which numpy cannot hold",
+                where=str(self._path),
+                hint=f"allowed: {', '.join(_DTYPES.values())}; cast it in the model",
+            )
+        axes = (axis if axis is not None else f"{node.name}_axis{i}" for i, axis in enumerate(node.shape))
+        return TensorSpec(node.name, dtype, tuple(axes))
+
+    def _sizes_follow_inputs(self, spec: TensorSpec, feed: Feed) -> bool:
+        """Is the output's shape fixed by the shapes of the inputs? Only then may its memory be allocated beforehand."""
+        named = {axis for given in self.inputs for axis in given.shape if isinstance(axis, str)}
+        return all(isinstance(axis, int) or axis in named for axis in spec.shape) and bool(feed)
+
+    def _call(self, session: Any, binding: Any) -> Callable[[], None]:
+        if self._device == "cpu":
+            # The C call beneath run_with_iobinding: the wrapper only adds a Python frame to every timed call.
+            run, native = session._sess.run_with_iobinding, binding._iobinding
+            return lambda: run(native, None)
+
+        def on_device() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return on_device
+
+    def _alive(self) -> Any:
+        if self._session is None:
+            raise RuntimeError(f"{self._path}: the session is closed")
+        return self._session
+
+    def _refusals(self) -> tuple[type[Exception], ...]:
+        """What onnxruntime raises: its own kinds have no common base, and older releases raise RuntimeError."""
+        state = self._ort.capi.onnxruntime_pybind11_state
+        own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+        return (*own, RuntimeError, ValueError)
+
+
+def missing(device: str) -> str | None:
+    """Return the sentence that says what onnxruntime lacks to execute on `device`, or None when it can."""
+    try:
+        ort = _onnxruntime()
+        if device != "cpu":
+            _offered(ort, cuda_index(device))
+            return cuda.missing(cuda_index(device))
+    except MissingToolError as error:
+        return f"{error.what}: {error.hint}"
+    return None
+
+
+def _offered(ort: Any, index: int) -> None:
+    """Raise MissingToolError unless this build of onnxruntime has the CUDA provider."""
+    offered = ort.get_available_providers()
+    if _CUDA not in offered:
+        raise MissingToolError(
+            f"this onnxruntime {ort.__version__} has no {_CUDA} (it has {', '.join(offered)})",
+            where=f"device cuda:{index}",
+            hint="install onnxruntime-gpu instead of onnxruntime, or use --device cpu",
+        )
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingToolError(
+            f"needs onnxruntime, which is not installed ({error})",
+            hint="pip install onnxruntime   (with an NVIDIA GPU: onnxruntime-gpu)",
+        ) from error
+    return onnxruntime
+
+
+def _preload(ort: Any) -> None:
+    """Load the CUDA and cuDNN libraries that pip installed, as importing torch would.
+
+    What it prints is dropped: a library that is really missing is named when the provider fails to start.
+    """
+    if hasattr(ort, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def _one_line(error: Exception) -> str:
+    """Return onnxruntime's reason without its source paths and line breaks."""
+    return " ".join(str(error).split())[:400]

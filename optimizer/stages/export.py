@@ -1,0 +1,192 @@
+"""Export the module to ONNX with its dynamic axes under their recipe names."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from optimizer.checkpoint import LoadedModule, first_line, load_module
+from optimizer.data.samples import Array, Samples
+from optimizer.errors import StageError
+from optimizer.stage import Stage, StageContext, Tolerance
+from optimizer.types import Artifact, Format, TensorSpec
+
+if TYPE_CHECKING:
+    from optimizer.runtime.session import Session
+
+# A batch of one makes the exporter take the axis for a constant; FACTS of the exporter, see docs/limits.md.
+EXAMPLE_BATCH = 2
+
+
+class Export(Stage):
+    """torch.onnx.export with dynamo, traced on real samples at a batch of two."""
+
+    name: ClassVar[str] = "export"
+    consumes: ClassVar[Mapping[str, Format]] = {"module": "checkpoint"}
+    produces: ClassVar[Format] = "onnx"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript")
+    tolerance: ClassVar[Tolerance | None] = Tolerance(
+        "float32 against float32; other kernels sum in another order", atol=1e-4, rtol=1e-3
+    )
+
+    opset: int = 20
+
+    def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
+        """Write the exported graph.
+
+        Raises: StageError when the model refuses the samples, cannot be exported, or fixed an axis named dynamic.
+        """
+        from optimizer.graph.files import INLINE_LIMIT_BYTES
+
+        loaded = load_module(sources["module"].path)
+        example = _example(context.samples("evaluation"), loaded.inputs)
+        _try_forward(loaded, example)
+        program = _export(loaded, example, self.opset, context.log)
+        weights = sum(t.numel() * t.element_size() for t in loaded.module.state_dict().values())
+        program.save(str(workdir / self.main_file), external_data=weights > INLINE_LIMIT_BYTES)
+        _check_axes(workdir / self.main_file, loaded.inputs)
+
+    def open_parent(self, sources: Mapping[str, Artifact]) -> Session:
+        """The module itself, in torch eager."""
+        from optimizer.runners.torch import TorchSession
+
+        return TorchSession(sources["module"].path)
+
+
+def _example(samples: Samples, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Stack the first real samples; a fixed first axis takes as many as it says."""
+    first = samples[0]
+    wanted = inputs[0].shape[0] if inputs[0].shape else 1
+    count = wanted if isinstance(wanted, int) else EXAMPLE_BATCH
+    alike = [s for i in range(min(len(samples), 64)) if _fits(s := samples[i], first)][:count]
+    picked = [alike[i % len(alike)] for i in range(count)]
+    return {spec.name: np.stack([s.inputs[spec.name] for s in picked]) for spec in inputs}
+
+
+def _fits(sample: Any, first: Any) -> bool:
+    return all(sample.inputs[name].shape == array.shape for name, array in first.inputs.items())
+
+
+def _try_forward(loaded: LoadedModule, example: Mapping[str, Array]) -> None:
+    """Call the model once, so that an input it refuses is named before the exporter buries it."""
+    import torch
+
+    feed = {name: torch.from_numpy(np.array(array)) for name, array in example.items()}
+    try:
+        with torch.inference_mode():
+            loaded(feed)
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in example.items())
+        raise StageError(
+            f"forward() refused real samples ({given}): {first_line(error)}",
+            where=f"model {type(loaded.module).__name__}",
+            hint="Compare the recipe's inputs and data.transform with what forward() takes.",
+        ) from error
+
+
+def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log: Path) -> Any:
+    import torch
+
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in example.items()}
+    positional = [s for s in loaded.inputs if s.name not in loaded.keywords]
+    named = [s for s in loaded.inputs if s.name in loaded.keywords]
+    axes = {s.name: {i: a for i, a in enumerate(s.shape) if isinstance(a, str)} for s in loaded.inputs}
+    shapes: Any = tuple(axes[s.name] for s in positional)
+    if named:
+        shapes = dict(zip(_argument_names(loaded.module, len(positional)), shapes, strict=True))
+        shapes |= {s.name: axes[s.name] for s in named}
+    with _quiet(log):
+        try:
+            return torch.onnx.export(
+                loaded.module,
+                tuple(tensors[s.name] for s in positional),
+                kwargs={s.name: tensors[s.name] for s in named},
+                dynamo=True,
+                dynamic_shapes=shapes if any(axes.values()) else None,
+                input_names=[s.name for s in loaded.inputs],
+                output_names=list(loaded.outputs),
+                opset_version=opset,
+                verbose=False,
+            )
+        except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+            raise _explain(error, loaded, log) from error
+
+
+def _argument_names(module: Any, count: int) -> list[str]:
+    """Names of the positional arguments of forward(), which dynamic_shapes needs once keywords are in play."""
+    import inspect
+
+    return list(inspect.signature(module.forward).parameters)[:count]
+
+
+def _explain(error: BaseException, loaded: LoadedModule, log: Path) -> StageError:
+    """Find the cause below the exporter's report; name the usual ones."""
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
+        chain.append(below)
+    log.write_text(log.read_text() + "\n".join(f"{type(e).__name__}: {e}" for e in chain))
+    names = " ".join(type(e).__name__ for e in chain)
+    text = " ".join(str(e) for e in chain)
+    where = f"export of {type(loaded.module).__name__}"
+    if "DataDependent" in names or "data-dependent" in text.lower():
+        place = next((line.strip() for line in text.splitlines() if "forward" in line and ".py" in line), "")
+        return StageError(
+            f"a shape or branch depends on the data, so no fixed graph exists for it. {place}".strip(),
+            where=where,
+            hint="Rewrite that part of forward() without .item(), nonzero() or a Python 'if' on tensor values.\n"
+            f"log: {log}",
+        )
+    if "ConstraintViolation" in names or "specialized" in text or ("marked" in text and "dynamic" in text):
+        line = next(
+            (s.strip() for s in text.splitlines() if "specialized" in s or "marked" in s), first_line(chain[-1])
+        )
+        return StageError(
+            f"an axis that the recipe names dynamic is fixed by the model: {line}",
+            where=where,
+            hint=f"Write that axis as a number in the recipe's shape, or make forward() independent of it.\nlog: {log}",
+        )
+    return StageError(f"{type(chain[-1]).__name__}: {first_line(chain[-1])}", where=where, hint=f"log: {log}")
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send what the exporter prints to the log: its progress, and warnings that are about torch's own internals."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with (
+            log.open("a") as stream,
+            contextlib.redirect_stdout(stream),
+            contextlib.redirect_stderr(stream),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
+def _check_axes(path: Path, inputs: tuple[TensorSpec, ...]) -> None:
+    from optimizer.graph.files import read_interface
+
+    found, _ = read_interface(path)
+    by_name = {spec.name: spec for spec in found}
+    unused = [s.name for s in inputs if s.name not in by_name]
+    if unused:
+        raise StageError(f"the exported graph lost the input {', '.join(unused)}", where="export")
+    for spec in inputs:
+        fixed = [a for a, b in zip(spec.shape, by_name[spec.name].shape, strict=True) if isinstance(a, str) and a != b]
+        if fixed:
+            shape = list(by_name[spec.name].shape)
+            raise StageError(
+                f"input '{spec.name}' was exported as {shape}; the recipe names {', '.join(fixed)}",
+                where="export",
+                hint="The model fixes that axis: write its size into the recipe's shape.",
+            )

@@ -1,0 +1,166 @@
+"""What the machine is, read without loading anything heavy."""
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from optimizer import environment as env
+from optimizer.errors import MissingToolError
+from optimizer.results import Environment
+
+
+class NvmlError(Exception):
+    pass
+
+
+def nvml(**changes):
+    """A stand-in of pynvml with two GPUs."""
+    names = {0: "H200", 1: "L4", "GPU-abc": "A10"}
+    fake = SimpleNamespace(
+        NVMLError=NvmlError,
+        NVML_ERROR_NOT_FOUND=6,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetHandleByUUID=lambda u: u,
+        nvmlDeviceGetName=lambda h: names[h].encode(),
+        nvmlDeviceGetCudaComputeCapability=lambda _: (9, 0),
+        nvmlSystemGetDriverVersion=lambda: "570.1",
+        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=1 << 37),
+    )
+    vars(fake).update(changes)
+    return fake
+
+
+@pytest.fixture
+def gpu_host(monkeypatch):
+    def install(module):
+        monkeypatch.setattr(env, "has_nvidia_device", lambda: True)
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+def test_environment_is_complete_and_quick():
+    env.environment()  # metadata folders are listed once
+    begun = time.perf_counter()
+    found = env.environment(threads=2, affinity=[0, 1])
+    assert time.perf_counter() - begun < 0.05
+    assert isinstance(found, Environment)
+    assert found.threads == 2
+    assert found.affinity == (0, 1)
+    assert found.cpu
+    assert found.cores >= 1
+    assert found.memory_bytes > 1 << 28
+    assert found.packages["numpy"]
+
+
+def test_importing_environment_loads_nothing_heavy():
+    code = (
+        "import sys, optimizer.environment as e; e.versions(['numpy']); e.gpu(); e.machine_fingerprint();"
+        "print(sorted({'numpy', 'torch', 'onnx', 'pydantic', 'pynvml'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_versions_name_everything_missing_and_the_command():
+    with pytest.raises(MissingToolError) as caught:
+        env.versions(["numpy", "no-such-tool", "nor-this"])
+    assert str(caught.value) == "no-such-tool, nor-this are not installed\n  pip install no-such-tool nor-this"
+
+
+def test_onnxruntime_gpu_answers_for_onnxruntime(monkeypatch):
+    monkeypatch.setattr(env, "_version", {"onnxruntime-gpu": "1.20"}.get)
+    assert env.versions(["onnxruntime"]) == {"onnxruntime": "1.20"}
+
+
+def test_no_device_node_means_no_gpu(monkeypatch):
+    monkeypatch.setattr(env, "_DEVICE_NODES", ())
+    assert env.gpu() is None
+    assert env.no_gpu() == "this machine has no NVIDIA GPU"
+    with pytest.raises(MissingToolError, match="device cuda:0: this machine has no NVIDIA GPU"):
+        env.device_fingerprint("cuda:0")
+
+
+def test_cpu_has_no_device_fingerprint():
+    assert env.device_fingerprint("cpu") is None
+
+
+def test_gpu_is_read_through_nvml(gpu_host):
+    gpu_host(nvml())
+    found = env.gpu()
+    assert found.model_dump() == {
+        "name": "H200",
+        "compute_capability": "9.0",
+        "driver": "570.1",
+        "memory_bytes": 1 << 37,
+    }
+    assert env.device_fingerprint("cuda:1") == "L4 (9.0), driver 570.1"
+
+
+@pytest.mark.parametrize(("chosen", "name"), [("1,0", "L4"), ("GPU-abc", "A10")])
+def test_visible_devices_renumber(gpu_host, monkeypatch, chosen, name):
+    gpu_host(nvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert env.gpu().name == name
+
+
+def test_hidden_gpu_is_no_gpu(gpu_host, monkeypatch):
+    gpu_host(nvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert env.gpu() is None
+    monkeypatch.setattr(env, "_version", {"nvidia-ml-py": "12"}.get)
+    assert env.no_gpu().startswith("CUDA_VISIBLE_DEVICES= leaves no GPU")
+
+
+def test_silent_driver_is_no_gpu_and_says_so(gpu_host, monkeypatch):
+    def broken():
+        raise NvmlError
+
+    gpu_host(nvml(nvmlInit=broken))
+    monkeypatch.setattr(env, "_version", {"nvidia-ml-py": "12"}.get)
+    assert env.gpu() is None
+    assert "driver does not answer" in env.no_gpu()
+
+
+def test_missing_reader_is_named(monkeypatch):
+    monkeypatch.setattr(env, "has_nvidia_device", lambda: True)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(env, "_version", {}.get)
+    assert env.gpu() is None
+    assert "nvidia-ml-py, which reads it, is not installed" in env.no_gpu()
+    with pytest.raises(MissingToolError, match="pip install nvidia-ml-py"):
+        env.device_fingerprint("cuda:0")
+
+
+def test_cgroup_limits_bind_cores_and_memory(monkeypatch, tmp_path):
+    inner = tmp_path / "slice/job"
+    inner.mkdir(parents=True)
+    (inner / "cpu.max").write_text("max 100000\n")
+    (inner.parent / "cpu.max").write_text("50000 100000\n")
+    (inner / "memory.max").write_text("1000000\n")
+    monkeypatch.setattr(env, "_groups", lambda _: [inner, inner.parent])
+    assert env.usable_cores() == 1
+    assert env.usable_memory_bytes() == 1_000_000
+
+
+def test_unlimited_cgroup_leaves_the_machines_memory(monkeypatch, tmp_path):
+    (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (tmp_path / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(env, "_groups", lambda _: [])
+    bare = env.usable_memory_bytes(), env.usable_cores()
+    monkeypatch.setattr(env, "_groups", lambda _: [tmp_path])
+    assert (env.usable_memory_bytes(), env.usable_cores()) == bare
+
+
+def test_machine_fingerprint_changes_with_the_processor(monkeypatch):
+    before = env.machine_fingerprint()
+    assert before == env.machine_fingerprint()
+    monkeypatch.setattr(env, "cpu_model", lambda: "another")
+    assert env.machine_fingerprint() != before
