@@ -81,7 +81,7 @@ def run_isolated(
     if answer is None:
         raise place.died(end, timeout_s, _out_of_memory_kills() > kills)
     if "error" in answer:
-        raise _known_error(answer["error"])
+        raise _known_error(answer["error"], what)
     if "exception" in answer:
         raise place.raised(answer["exception"])
     return IsolatedResult(answer["value"], seconds, int(answer["peak_rss_bytes"]))
@@ -114,10 +114,10 @@ def _read(response: Path) -> dict[str, Any] | None:
         return None
 
 
-def _known_error(document: Mapping[str, Any]) -> OptimizerError:
-    """Rebuild an error of `optimizer.errors`: its kind decides the exit code."""
+def _known_error(document: Mapping[str, Any], what: str) -> OptimizerError:
+    """Rebuild an error of `optimizer.errors`: its kind decides the exit code. One that names no place gets `what`."""
     kind = getattr(errors, str(document["kind"]), StageError)
-    error: OptimizerError = kind(document["what"], where=document["where"], hint=document["hint"])
+    error: OptimizerError = kind(document["what"], where=document["where"] or what, hint=document["hint"])
     return error
 
 

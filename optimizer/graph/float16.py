@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from optimizer.errors import StageError
 from optimizer.graph.facts import GraphFacts, attribute_value, label, lift_constants, subgraphs
 from optimizer.graph.files import save_model
-from optimizer.graph.typed import infer_types, read_model
 from optimizer.graph.precision import Decision, Kind, decide
+from optimizer.graph.typed import infer_types, read_model
 
 FLOAT = onnx.TensorProto.FLOAT
 FLOAT16 = onnx.TensorProto.FLOAT16
@@ -102,7 +102,7 @@ def _name_idle_casts(model: onnx.ModelProto) -> None:
 
 
 class _Rewriter:
-    """Carries out decisions in place. A tensor is computed in one type, its home; one Cast serves all who want the other."""
+    """Carries out decisions in place. Each tensor is computed in one type, its home; one Cast serves all others."""
 
     def __init__(self, facts: GraphFacts, decisions: list[Decision]) -> None:
         self.facts = facts
@@ -192,6 +192,7 @@ class _Rewriter:
 
     def _as(self, name: str, kind: int) -> str:
         """Return the name under which a float32 tensor of the original graph is read in one type."""
+        now: str
         now, home = self.home.get(name, (name, FLOAT))
         if home == kind:
             return now

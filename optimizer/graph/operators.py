@@ -14,26 +14,36 @@ FLOAT16_FLUSHES_TO_ZERO = 2.0**-25  # round to nearest even: this and everything
 # 64 float16 additions lose at most 64 * 2^-11 = 3 %, and overflow only where the mean magnitude passes 1023.
 MAX_FLOAT16_TERMS = 64
 
-# The result is one of the inputs, its negative, or an integer of no larger magnitude: float16 in, the same float16 out.
-EXACT = frozenset(
-    "Abs Ceil Clip Compress Concat DepthToSpace Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Hardmax "
-    "Identity Max MaxPool MaxUnpool Min Neg OneHot Pad ReduceMax ReduceMin Relu Reshape ReverseSequence Round Sign Slice "
-    "SpaceToDepth Split Squeeze ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where".split()
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+# The result is one of the inputs, its negative, or an integer of no larger magnitude: what went in as float16 values
+# comes out as float16 values.
+EXACT = _set(
+    """
+    Abs Ceil Clip Compress Concat DepthToSpace Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Hardmax
+    Identity Max MaxPool MaxUnpool Min Neg OneHot Pad ReduceMax ReduceMin Relu Reshape ReverseSequence Round Sign Slice
+    SpaceToDepth Split Squeeze ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where
+    """
 )
 
 # Only these repay a Cast on each side: they read each value many times.
-CONTRACTIONS = frozenset("Attention Conv ConvTranspose DeformConv Einsum GRU Gemm LSTM MatMul RNN".split())
+CONTRACTIONS = _set("Attention Conv ConvTranspose DeformConv Einsum GRU Gemm LSTM MatMul RNN")
 
 # They take any type and answer the same question about it: no Cast is worth it.
-INDIFFERENT = frozenset("Cast Shape Size NonZero".split())
+INDIFFERENT = _set("Cast NonZero Shape Size")
 
 # A value out of float16's range stays out of it behind these.
-KEEPS_MAGNITUDE = frozenset(
-    "Abs Add Clip Concat Expand Flatten Gather Identity Max Min Neg Pad Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum "
-    "Relu Reshape Slice Split Sqrt Squeeze Sub Sum Tile Transpose Unsqueeze Where".split()
+KEEPS_MAGNITUDE = _set(
+    """
+    Abs Add Clip Concat Expand Flatten Gather Identity Max Min Neg Pad Reciprocal ReduceMax ReduceMean ReduceMin
+    ReduceSum Relu Reshape Slice Split Sqrt Squeeze Sub Sum Tile Transpose Unsqueeze Where
+    """
 )
 # Their own result may lie out of it although every input lies within.
-LEAVES_RANGE = frozenset("CumSum Exp Pow Reciprocal ReduceL1 ReduceL2 ReduceProd ReduceSum ReduceSumSquare".split())
+LEAVES_RANGE = _set("CumSum Exp Pow Reciprocal ReduceL1 ReduceL2 ReduceProd ReduceSum ReduceSumSquare")
 
 _SUM = "adds up many elements: the sum may pass 65504 and float16 accumulation loses digits"
 _NORMALIZATION = "mean and variance are sums over many elements; TensorRT 11 takes their precision from the tensor type"
@@ -42,29 +52,27 @@ _ARGUMENT = "needs more digits of its argument than float16 has"
 _COORDINATES = "sampling coordinates need more digits than float16 has"
 _RANDOM = "its element type is an attribute and its values are random"
 
-# Operators that stay float32 whatever their shapes. Softmax, LogSoftmax, Gelu, Erf, Sigmoid and Tanh do not: their
-# results are bounded and kernels subtract the maximum, and a Cast inside attention would break TensorRT's fusion.
-# Source: PyTorch's CUDA autocast list of operators that run in float32; TensorRT's parser warning on FP16 Reduce and Pow.
+# Operators that stay float32 whatever their shapes. Softmax, LogSoftmax, Gelu, Erf, Sigmoid and Tanh are not among
+# them: their results are bounded, kernels subtract the maximum, and Casts inside attention would break its fusion.
+# Source: the operators that PyTorch's CUDA autocast runs in float32, and the warning of TensorRT's ONNX parser about
+# Reduce and Pow in FP16.
 FLOAT32_OPERATORS: Mapping[str, str] = {
-    **dict.fromkeys(
-        "LayerNormalization InstanceNormalization GroupNormalization RMSNormalization MeanVarianceNormalization "
-        "LpNormalization LRN".split(),
-        _NORMALIZATION,
-    ),
-    **dict.fromkeys(
-        "CumSum CumProd ReduceL2 ReduceLogSum ReduceLogSumExp ReduceProd ReduceSumSquare LpPool GlobalLpPool DFT STFT".split(),
-        _SUM,
-    ),
-    **dict.fromkeys("Cosh Exp Pow Reciprocal Sinh Softplus Tan".split(), _RANGE),
-    **dict.fromkeys("Log Sin Cos Acos Asin Acosh Asinh Atanh Mod".split(), _ARGUMENT),
-    **dict.fromkeys("GridSample AffineGrid RoiAlign MaxRoiPool".split(), _COORDINATES),
-    **dict.fromkeys(
-        "Bernoulli EyeLike Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split(), _RANDOM
-    ),
+    name: reason
+    for names, reason in (
+        ("GroupNormalization InstanceNormalization LRN LayerNormalization LpNormalization", _NORMALIZATION),
+        ("MeanVarianceNormalization RMSNormalization", _NORMALIZATION),
+        ("CumProd CumSum DFT GlobalLpPool LpPool ReduceL2 ReduceLogSum ReduceLogSumExp", _SUM),
+        ("ReduceProd ReduceSumSquare STFT", _SUM),
+        ("Cosh Exp Pow Reciprocal Sinh Softplus Tan", _RANGE),
+        ("Acos Acosh Asin Asinh Atanh Cos Log Mod Sin", _ARGUMENT),
+        ("AffineGrid GridSample MaxRoiPool RoiAlign", _COORDINATES),
+        ("Bernoulli EyeLike Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike", _RANDOM),
+    )
+    for name in names.split()
 }
 
 # Sums whose length decides.
-_SIZED_SUMS = frozenset("AveragePool GlobalAveragePool ReduceL1 ReduceMean ReduceSum".split())
+_SIZED_SUMS = _set("AveragePool GlobalAveragePool ReduceL1 ReduceMean ReduceSum")
 
 # Ports that stay float32 beside float16 ones.
 _FLOAT32_INPUTS: Mapping[str, frozenset[int]] = {"Resize": frozenset({1, 2}), "Dropout": frozenset({1})}

@@ -50,7 +50,7 @@ class Decision:
 
 
 def decide(facts: GraphFacts, keep: tuple[str, ...] = (), reasons: Mapping[str, str] | None = None) -> list[Decision]:
-    """Return one decision a node, in order. `keep` names operator types or nodes; `reasons` maps node labels to reasons.
+    """Return one decision a node. `keep` names operator types or nodes, `reasons` maps node labels to reasons.
 
     Raises: StageError when `keep` or `reasons` names what the graph does not hold.
     """

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from optimizer.errors import StageError
 from optimizer.graph.facts import GraphFacts, attribute_value, label, lift_constants, subgraphs
 from optimizer.graph.files import save_model
-from optimizer.graph.typed import infer_types, read_model
 from optimizer.graph.operators import EXACT
+from optimizer.graph.typed import infer_types, read_model
 
 FLOAT = onnx.TensorProto.FLOAT
 FLOAT16 = onnx.TensorProto.FLOAT16
@@ -35,7 +35,7 @@ def holds_float16(model: onnx.ModelProto) -> bool:
 
 
 def emulate_rounding(source: Path, destination: Path) -> None:
-    """Write the float32 graph that rounds wherever the float16 graph at `source` does; inputs and outputs keep their types.
+    """Write the float32 graph that rounds where the float16 graph at `source` does; its interface stays the same.
 
     Numeric: to be executed with every graph optimisation disabled: an optimiser may drop a pair of Casts.
     Raises: StageError for float16 inside If, Loop or Scan, and for bfloat16, neither of which is emulated.
@@ -64,7 +64,7 @@ class _Rounder:
         graph = facts.model.graph
         self.public = {value.name for value in (*graph.input, *graph.output)}
         self.name: dict[str, str] = {}  # original name -> the name under which it is read now
-        self.taken = set(facts.types)
+        self.taken = set(facts.types) | {node.name for node in facts.nodes}
         self.written: list[onnx.NodeProto] = []
 
     def nodes(self) -> list[onnx.NodeProto]:

@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 
 from optimizer.errors import StageError
+from optimizer.graph.files import save_model
 from optimizer.graph.interface import interface
-from optimizer.graph.typed import write_model
 from optimizer.types import TensorSpec
 
 # What the exporter says of a node's origin in the module; onnxslim drops it. Stack traces hold paths of one machine.
@@ -40,7 +40,7 @@ def slim(source: str, destination: str) -> dict[str, Any]:
         for key, value in origins.get(node.name, {}).items():
             if key not in {entry.key for entry in node.metadata_props}:
                 node.metadata_props.add(key=key, value=value)
-    write_model(slimmed, Path(destination))
+    save_model(slimmed, Path(destination))
     try:
         onnx.checker.check_model(destination)
     except onnx.checker.ValidationError as error:

@@ -26,7 +26,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fill in `value_info` and return the same model. Weights stay out of the protobuf call, so size does not matter."""
+    """Fill in `value_info` and return the same model; weights stay out of the protobuf call, so size is no limit."""
     graph = model.graph
     declared = {value.name for value in graph.input}
     outline = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from optimizer.recipe.model import Data
 from optimizer.recipe.sections import Draft
@@ -34,11 +34,13 @@ def _inputs(draft: Draft, problems: Problems) -> None:
         path: KeyPath = ("inputs", name, "shape")
         for index, axis in enumerate(spec.shape):
             if isinstance(axis, str) and not _AXIS.fullmatch(axis):
-                problems.cross((*path, index), f"{shown(axis)} names an axis: letters, digits and '_', no digit first")
+                problems.cross(
+                    (*path, index), f"{shown(axis)} is no axis name: letters, digits and '_', no digit first"
+                )
         if not spec.shape:
             problems.cross(path, "needs at least the batch axis, e.g. [batch, 3, 32, 32]")
         elif batch is not None and spec.shape[0] != batch:
-            text = f"the first axis must be the batch, {batch} as in '{first}', got {spec.shape[0]}"
+            text = f"the first axis must be the batch, {shown(batch)} as in input '{first}', got {shown(spec.shape[0])}"
             problems.cross((*path, 0), text, ("inputs", first))
 
 
@@ -86,17 +88,10 @@ def _splits(data: Data, problems: Problems) -> None:
 def _transform(data: Data, problems: Problems) -> None:
     chw = False
     for index, step in enumerate(data.transform):
-        given = [name for name, value in step if value is not None]
-        path: KeyPath = ("data", "transform", index)
-        late = [name for name in given if chw and name in ("resize", "channels", "to_chw")]
+        late = [name for name in ("resize", "channels", "to_chw") if chw and getattr(step, name) is not None]
         if late:
-            problems.cross(path, f"{late[0]} stands after to_chw: put to_chw last")
+            problems.cross(("data", "transform", index), f"{late[0]} stands after to_chw: put to_chw last")
         chw = chw or step.to_chw is not None
-        if len(given) != 1:
-            problems.cross(path, f"needs exactly one key, got {', '.join(given) or 'none'}")
-        if step.normalize is not None and len(step.normalize.mean) != len(step.normalize.std):
-            text = f"mean has {len(step.normalize.mean)} values and std {len(step.normalize.std)}"
-            problems.cross((*path, "normalize"), text)
 
 
 def _layout(layout: str | None, problems: Problems) -> None:
@@ -129,27 +124,43 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
 
 
 def _profile(draft: Draft, words: Vocabulary, problems: Problems) -> None:
-    axes = {axis: name for name, spec in draft.inputs.items() for axis in spec.shape if isinstance(axis, str)}
-    for axis, sizes in draft.profile.items():
-        path: KeyPath = ("profile", axis)
+    axes = _axes(draft)
+    meant = set()
+    for axis in draft.profile:
         if axis not in axes:
-            text = f"no input has this axis{nearest(axis, tuple(axes)).asked} {listed(axes)}"
-            problems.cross(path, text, ("inputs",), at_key=True)
-        if not sizes.min <= sizes.opt <= sizes.max:
-            text = f"needs min <= opt <= max, got {sizes.min}, {sizes.opt}, {sizes.max}"
-            problems.cross(path, text)
+            near = nearest(axis, [a for a in axes if a not in draft.profile])
+            meant.add(near.name)
+            problems.cross(
+                ("profile", axis), f"no input has this axis{near.asked} {listed(axes)}", ("inputs",), at_key=True
+            )
     engines = [name for name in draft.targets if words.builds_engine(name)]
-    bare = [axis for axis in axes if axis not in draft.profile]
-    if not engines or not bare:
-        return
-    named = ", ".join(f"'{axis}' of input '{axes[axis]}'" for axis in bare)
-    many = len(bare) > 1
+    bare = [axis for axis in axes if axis not in draft.profile and axis not in meant]
+    if engines and bare:
+        text = f"an engine needs the range of {_named(bare, axes)}; add {_addition(bare, bool(draft.profile))}"
+        problems.cross(("targets", engines[0]), text, ("inputs",), ("profile",), at_key=True)
+
+
+def _axes(draft: Draft) -> dict[str, str]:
+    """Return each dynamic axis with the first input that has it."""
+    axes: dict[str, str] = {}
+    for name, spec in draft.inputs.items():
+        for axis in spec.shape:
+            if isinstance(axis, str) and _AXIS.fullmatch(axis):
+                axes.setdefault(axis, name)
+    return axes
+
+
+def _named(bare: Sequence[str], axes: Mapping[str, str]) -> str:
+    by_input: dict[str, list[str]] = {}
+    for axis in bare:
+        by_input.setdefault(axes[axis], []).append(f"'{axis}'")
+    named = ", ".join(f"{', '.join(group)} of input '{name}'" for name, group in by_input.items())
+    return f"the dynamic {'axis' if len(bare) == 1 else 'axes'} {named}"
+
+
+def _addition(bare: Sequence[str], to_existing: bool) -> str:
     line = ", ".join(f"{axis}: {{min: 1, opt: 8, max: 32}}" for axis in bare)
-    where = "Add to profile: " if draft.profile else "Add: "
-    add = f"{where} {line}" if draft.profile else f"{where} profile: {{{line}}}"
-    what = f"dynamic {'axes' if many else 'axis'} {named}: no profile covers {'them' if many else 'it'}"
-    text = f"an engine needs the range of the {what}. {add}"
-    problems.cross(("targets", engines[0]), text, ("inputs",), ("profile",), at_key=True)
+    return f"to profile:  {line}" if to_existing else f"the line:  profile: {{{line}}}"
 
 
 def _batches(draft: Draft, problems: Problems) -> None:
@@ -168,7 +179,7 @@ def _batches(draft: Draft, problems: Problems) -> None:
             problems.cross(path, text, first)
         elif isinstance(axis, str) and axis in draft.profile:
             sizes = draft.profile[axis]
-            if sizes.min <= sizes.opt <= sizes.max and not sizes.min <= batch <= sizes.max:
+            if not sizes.min <= batch <= sizes.max:
                 text = (
                     f"batch {batch} lies outside profile.{axis}, {sizes.min} to {sizes.max}: widen it or ask for less"
                 )

@@ -181,6 +181,9 @@ class _Reader:
             return value
 
         text: str = _MASKED.sub(value_of, node.value)
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            self._refuse(path, "holds half of a surrogate pair, which is no character")
+            return None
         if "${" in node.value:
             self._refuse(path, "'${' must be followed by a name and '}', e.g. ${data}")
             return None

@@ -81,15 +81,24 @@ def _file(folder: Path, name: str, path: KeyPath, problems: Problems) -> None:
 
 
 def _absent(file: Path, name: str) -> str:
-    """Say that a file is absent: from where on, and what lies there under a name like it."""
-    shown_name = shown(name)
-    parent = file.parent
-    if not parent.is_dir():
-        while not parent.parent.is_dir():
-            parent = parent.parent
-        return f"no such file: {shown_name}; there is no folder '{parent.name}' in {parent.parent}"
-    near = nearest(file.name, sorted(p.name for p in parent.iterdir()))
-    return f"no such file: {shown_name}{near.asked}" + ("" if near.name else f" (looked in {parent})")
+    """Say that a file is absent: from which folder on, or what lies there under a name like it."""
+    said = f"no such file: {shown(name)}"
+    if not file.parent.is_dir():
+        folder = file.parent
+        while not folder.parent.is_dir():
+            folder = folder.parent
+        return f"{said}; there is no folder '{folder.name}' in {_from_here(folder.parent)}"
+    near = nearest(file.name, sorted(p.name for p in file.parent.iterdir()))
+    beside = "" if near.name or Path(name).is_absolute() else " (paths begin at the recipe's folder)"
+    return said + near.asked + beside
+
+
+def _from_here(folder: Path) -> str:
+    """Return a folder as seen from the current one, where that is shorter to read."""
+    here = Path.cwd()
+    if folder == here:
+        return "the current folder"
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def wrong_function(folder: Path, spec: str) -> str | None:

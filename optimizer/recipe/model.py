@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 DType = Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
@@ -14,7 +15,19 @@ DType = Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint
 class Section(BaseModel):
     """A mapping of the recipe: no unknown keys, no conversions, never changed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Refuse infinity and NaN at any depth: no key could hold them."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(item)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"needs finite numbers, got {value}")
+    return value
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
 class ModelSource(Section):
@@ -22,7 +35,7 @@ class ModelSource(Section):
 
     checkpoint: str = Field(description="state_dict (.pt, .pth, .th, .safetensors), exported program (.pt2) or .onnx")
     factory: str | None = Field(None, description="FILE.py:FUNCTION, a callable that returns the nn.Module")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+    arguments: Arguments = Field(default_factory=dict, description="keyword arguments of the factory")
     files: tuple[str, ...] = Field((), description="further files that the factory reads")
     key: str | None = Field(None, description="dotted path of the state_dict inside the checkpoint")
     strip_prefix: str | None = Field(None, description="prefix to remove from every key, e.g. 'module.'")
@@ -48,12 +61,24 @@ class ShapeRange(Section):
     opt: PositiveInt = Field(description="the usual size, which an engine is tuned for")
     max: PositiveInt = Field(description="the largest size")
 
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"needs min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+        return self
+
 
 class Normalize(Section):
     """Subtract `mean`, divide by `std`, per channel (the last axis before `to_chw`)."""
 
     mean: tuple[float, ...]
     std: tuple[PositiveFloat, ...]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one of each a channel")
+        return self
 
 
 class TransformStep(Section):
@@ -64,6 +89,13 @@ class TransformStep(Section):
     scale: float | None = Field(None, description="multiply, as float32")
     normalize: Normalize | None = None
     to_chw: Literal[True] | None = Field(None, description="height, width, channels -> channels, height, width")
+
+    @model_validator(mode="after")
+    def _is_one_step(self) -> Self:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one key, got {', '.join(given) or 'none'}")
+        return self
 
 
 class CalibrationData(Section):
@@ -87,7 +119,7 @@ class Data(Section):
     """Real data: a callable `FILE.py:FUNCTION(split)` or a folder (or .zip) of pictures, one folder a class."""
 
     source: str | None = Field(None, description="FILE.py:FUNCTION; called with the split's name and `arguments`")
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
     files: tuple[str, ...] = Field((), description="files that the callable reads; their content is part of the key")
     folder: str | None = Field(None, description="a folder or .zip of pictures")
     layout: str | None = Field(None, description="path of a class's pictures in it, e.g. '<split>/<class>'")

@@ -16,11 +16,18 @@ def percentiles(report: Report, batch: str) -> str | None:
     timed = [(c, t) for c in report.candidates if (t := (c.latency_ms or {}).get(batch)) is not None]
     if not timed:
         return None
-    left, right, height = _frame([c for c, _ in timed], 150.0)
+    left, right, height = _frame([c for c, _ in timed], 176.0)
     axis = svg.latency_axis([v for _, t in timed for v in (t.p50, t.p99)], left, right)
     said = "; ".join(f"{c.name} {t.p50:g}, {t.p90:g}, {t.p99:g} ms" for c, t in timed)
-    root = svg.canvas(f"latency-{batch}", WIDTH, height, f"Latency percentiles at batch {batch}", f"p50, p90, p99: {said}")
-    _axis(root, axis, height, f"latency at batch {batch}, ms{', log scale' if axis.log else ''}: dot p50, tick p90, bar end p99")
+    root = svg.canvas(
+        f"latency-{batch}", WIDTH, height, f"Latency percentiles at batch {batch}", f"p50, p90, p99: {said}"
+    )
+    _axis(
+        root,
+        axis,
+        height,
+        f"latency at batch {batch}, ms{', log scale' if axis.log else ''}: dot p50, tick p90, bar end p99",
+    )
     for row, (c, t) in enumerate(timed):
         y = _TOP + (row + 0.5) * _ROW
         p50, p90, p99 = (axis.at(v) for v in (t.p50, t.p90, t.p99))
@@ -28,7 +35,13 @@ def percentiles(report: Report, batch: str) -> str | None:
         group = svg.mark(root, _kind(report, c), tip)
         svg.draw(group, "rect", "reach", x=0.0, y=y - _ROW / 2, width=WIDTH, height=_ROW)
         svg.text(group, "label end", left - 10, y + 4, _shortened(c.name))
-        svg.draw(group, "path", "error", d=f"M{p50:.1f} {y:g}H{p99:.1f}M{p90:.1f} {y - 4:g}v8M{p99:.1f} {y - 4:g}v8", fill="none")
+        svg.draw(
+            group,
+            "path",
+            "error",
+            d=f"M{p50:.1f} {y:g}H{p99:.1f}M{p90:.1f} {y - 4:g}v8M{p99:.1f} {y - 4:g}v8",
+            fill="none",
+        )
         svg.draw(group, "circle", "shape", cx=p50, cy=y, r=4.0)
         svg.text(group, "value end", WIDTH - 4, y + 4, " / ".join(fmt.ms(v, unit=False) for v in (t.p50, t.p90, t.p99)))
     return svg.render(root)
@@ -46,7 +59,11 @@ def sizes(report: Report) -> str | None:
     base = report.candidate(report.baseline)
     for row, (c, count) in enumerate(stored):
         y = _TOP + (row + 0.5) * _ROW
-        group = svg.mark(root, _kind(report, c), f"{c.name}\n{fmt.size(count)} ({count:,} bytes), {c.artifact.format if c.artifact else ''}")
+        group = svg.mark(
+            root,
+            _kind(report, c),
+            f"{c.name}\n{fmt.size(count)} ({count:,} bytes), {c.artifact.format if c.artifact else ''}",
+        )
         svg.draw(group, "rect", "reach", x=0.0, y=y - _ROW / 2, width=WIDTH, height=_ROW)
         svg.text(group, "label end", left - 10, y + 4, _shortened(c.name))
         svg.draw(group, "rect", "shape", x=left, y=y - 5, width=max(axis.at(count) - left, 1.0), height=10.0)
@@ -65,7 +82,15 @@ def delivered(shares: tuple[tuple[str, str, float], ...]) -> str:
     root = svg.Element("svg", {"viewBox": "0 0 96 8", "class": "shares", "aria-hidden": "true"})
     start = 0.0
     for name, _, fraction in shares:
-        svg.draw(root, "rect", f"share-{name if name in _DRAWN else 'other'}", x=start, y="0", width=fraction * 96, height="8")
+        svg.draw(
+            root,
+            "rect",
+            f"share-{name if name in _DRAWN else 'other'}",
+            x=start,
+            y="0",
+            width=fraction * 96,
+            height="8",
+        )
         start += fraction * 96
     return svg.render(root)
 
@@ -80,9 +105,9 @@ def _frame(candidates: list[CandidateReport], values: float) -> tuple[float, flo
 
 def _axis(root: svg.Element, axis: svg.Axis, height: float, name: str) -> None:
     bottom = height - _BOTTOM
-    for tick in axis.ticks(5):
+    for tick in axis.ticks():
         svg.draw(root, "line", "grid", x1=axis.at(tick), x2=axis.at(tick), y1=_TOP, y2=bottom)
-        svg.text(root, "tick mid", axis.at(tick), bottom + 15, fmt.significant(tick, 3 if tick >= 100 else 2))
+        svg.text(root, "tick mid", axis.at(tick), bottom + 15, axis.label(tick))
     svg.draw(root, "line", "axis", x1=axis.start, x2=axis.end, y1=bottom, y2=bottom)
     svg.text(root, "name mid", WIDTH / 2, height - 6, name)
 

@@ -79,8 +79,8 @@ def ratio(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """Return items per second."""
-    return f"{significant(value)} /s" if value < 1000 else f"{value:,.0f} /s"
+    """Return items per second; the unit stands in the column's title."""
+    return significant(value) if value < 1000 else f"{value:,.0f}"
 
 
 def decibel(value: float | None) -> str:

@@ -116,6 +116,7 @@ def _caption(report: Report, drawn: plot.Plot) -> str:
         "Hollow circle: built, accuracy computed on the CPU from the same graph." if drawn.has_margin else "",
         "Bars: 95 % intervals; of latency, the interval of the speedup.",
         "Dashed line: Pareto front." if report.pareto else "",
+        "Dotted lines: limits of the gate." if drawn.has_gate else "",
         "Numbers: rows of the table above." if drawn.is_numbered else "",
     ]
     return " ".join(filter(None, said))

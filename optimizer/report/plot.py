@@ -1,4 +1,4 @@
-"""Accuracy against latency: intervals, the Pareto front as a step line, baseline and recommended marked."""
+"""Accuracy against latency: intervals, the Pareto front as a step line, the gate, baseline and recommended marked."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from optimizer.report import format as fmt
 from optimizer.report import svg
+from optimizer.report.limits import limits
 from optimizer.results import CandidateReport, Report
 
-WIDTH, HEIGHT = 760.0, 400.0
-_LEFT, _TOP, _BOTTOM, _RIGHT = 66.0, 18.0, 46.0, 18.0
-_GUTTER = 190.0
+WIDTH, HEIGHT = 960.0, 430.0
+_LEFT, _TOP, _BOTTOM, _RIGHT = 66.0, 18.0, 48.0, 24.0
+_MARGIN_STEP = 16.0
 _LONG_NAME, _MANY = 28, 14
 
 
@@ -34,12 +35,24 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """The picture, and whether its labels are the numbers of the table of candidates."""
+    """The picture, and what its caption must explain."""
 
     markup: str
     is_numbered: bool
-    is_log: bool
     has_margin: bool
+    has_gate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What every part of one plot is drawn with."""
+
+    root: svg.Element
+    metric: str
+    batch: str
+    x: svg.Axis
+    y: svg.Axis
+    labels: svg.Labels
 
 
 def scatter(report: Report, metric: str, batch: str) -> Plot | None:
@@ -49,26 +62,45 @@ def scatter(report: Report, metric: str, batch: str) -> Plot | None:
     if len(timed) < 2:
         return None
     untimed = [p for p in points if p.latency is None]
-    numbered = len(points) > _MANY or any(len(p.name) > _LONG_NAME for p in points)
-    right = WIDTH - _RIGHT - (_GUTTER if untimed else 0)
-    x = svg.latency_axis([v for p in timed for v in (p.latency or 0.0, *p.latency_ci95)], _LEFT, right)
-    y = _value_axis(points, metric)
-    description = "; ".join(_tip(p, metric, batch).replace("\n", ", ") for p in points)
-    title = f"{metric} against p50 latency at batch {batch}"
-    root = svg.canvas("scatter", WIDTH, HEIGHT, title, description)
-    _axes(root, x, y, metric, batch)
-    _front(root, [p for p in timed if p.name in report.pareto], x, y, lower=report.metrics.get(metric) == "lower")
+    is_numbered = len(points) > _MANY or any(len(p.name) > _LONG_NAME for p in points)
+    names = {p.name: f"{p.number if is_numbered else p.name} {p.marked}".strip() for p in points}
+    right = WIDTH - _RIGHT - _margin_width([names[p.name] for p in untimed])
+    frame = _frame(points, metric, batch, right)
+    _axes(frame)
+    has_gate = _gate(frame, report)
+    _front(frame, [p for p in timed if p.name in report.pareto], lower=report.metrics.get(metric) == "lower")
     if untimed:
-        _margin_heading(root, right)
-    labels = svg.Labels(svg.Box(_LEFT, 2, WIDTH, HEIGHT - _BOTTOM))
-    placed = [(p, x.at(p.latency or 0.0)) for p in timed] + [(p, right + 22.0) for p in untimed]
-    labels.taken += [svg.Box(px - 6, y.at(p.value) - 6, px + 6, y.at(p.value) + 6) for p, px in placed]
+        svg.draw(frame.root, "line", "split", x1=right + 8, x2=right + 8, y1=_TOP, y2=HEIGHT - _BOTTOM)
+        svg.text(frame.root, "name", right + 14, HEIGHT - _BOTTOM + 17, "built, not timed here")
+    placed = [(p, frame.x.at(p.latency or 0.0)) for p in timed]
+    placed += [(p, right + 22.0 + k * _MARGIN_STEP) for k, p in enumerate(untimed)]
     for p, px in placed:
-        _error_bars(root, p, px, x, y)
+        _error_bars(frame, p, px)
+        py = frame.y.at(p.value)
+        frame.labels.taken.append(svg.Box(px - 7, py - 7, px + 7, py + 7))
     # The recommended one and the baseline get the best places for their labels.
-    for p, px in sorted(placed, key=lambda item: ("best", "base").index(item[0].kind) if item[0].marked else 2):
-        _point(root, p, (px, y.at(p.value)), _tip(p, metric, batch), (labels, numbered))
-    return Plot(svg.render(root), numbered, x.log, bool(untimed))
+    for p, px in sorted(placed, key=lambda item: {"best": 0, "base": 1}.get(item[0].kind, 2)):
+        _point(frame, p, px, names[p.name])
+    return Plot(svg.render(frame.root), is_numbered, bool(untimed), has_gate)
+
+
+def _margin_width(names: list[str]) -> float:
+    if not names:
+        return 0.0
+    return max(len(name) for name in names) * svg.GLYPH + len(names) * _MARGIN_STEP + 24
+
+
+def _frame(points: list[Point], metric: str, batch: str, right: float) -> _Frame:
+    latencies = [v for p in points if p.latency is not None for v in (p.latency, *p.latency_ci95)]
+    x = svg.latency_axis(latencies, _LEFT, right)
+    values = [v * _scale(metric) for p in points for v in (p.value, *p.value_ci95)]
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.08 or abs(high) * 0.01 or 0.01
+    y = svg.Axis(low - pad, high + pad, HEIGHT - _BOTTOM, _TOP)
+    description = "; ".join(_tip(p, metric, batch).replace("\n", ", ") for p in points)
+    root = svg.canvas(f"scatter-{metric}", WIDTH, HEIGHT, f"{metric} against p50 latency at batch {batch}", description)
+    own = svg.Axis(y.low / _scale(metric), y.high / _scale(metric), y.start, y.end)
+    return _Frame(root, metric, batch, x, own, svg.Labels())
 
 
 def _points(report: Report, metric: str, batch: str) -> list[Point]:
@@ -94,85 +126,94 @@ def _latency_interval(c: CandidateReport, batch: str, baseline_p50: float | None
     return baseline_p50 / speedup.ci95[1], baseline_p50 / speedup.ci95[0]
 
 
-def _value_axis(points: list[Point], metric: str) -> svg.Axis:
-    low = min(v for p in points for v in (p.value, *p.value_ci95))
-    high = max(v for p in points for v in (p.value, *p.value_ci95))
-    pad = (high - low) * 0.08 or abs(high) * 0.01 or 0.01
-    return svg.Axis(low - pad, high + pad, HEIGHT - _BOTTOM, _TOP)
+def _scale(metric: str) -> float:
+    return 100.0 if fmt.is_share(metric) else 1.0
 
 
-def _axes(root: svg.Element, x: svg.Axis, y: svg.Axis, metric: str, batch: str) -> None:
-    ticks = [t for t in y.ticks(5) if not fmt.is_share(metric) or 0 <= t <= 1 + 1e-9]
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)] or [0.01]
-    for tick in ticks:
-        svg.draw(root, "line", "grid", x1=_LEFT, x2=x.end, y1=y.at(tick), y2=y.at(tick))
-        svg.text(root, "tick end", _LEFT - 8, y.at(tick) + 4, _tick_label(tick, min(steps), metric))
-    for tick in x.ticks(8):
+def _axes(frame: _Frame) -> None:
+    root, x, y = frame.root, frame.x, frame.y
+    scale = _scale(frame.metric)
+    shown = svg.Axis(y.low * scale, y.high * scale, y.start, y.end)  # in the unit of the labels
+    for tick in shown.ticks():
+        if scale == 1.0 or 0 <= tick <= 100:
+            svg.draw(root, "line", "grid", x1=_LEFT, x2=x.end, y1=shown.at(tick), y2=shown.at(tick))
+            svg.text(root, "tick end", _LEFT - 8, shown.at(tick) + 4, shown.label(tick))
+    for tick in x.ticks():
         svg.draw(root, "line", "grid", x1=x.at(tick), x2=x.at(tick), y1=y.start, y2=y.end)
-        svg.text(root, "tick mid", x.at(tick), y.start + 17, fmt.significant(tick, 3 if tick >= 100 else 2).rstrip("."))
+        svg.text(root, "tick mid", x.at(tick), y.start + 17, x.label(tick))
     svg.draw(root, "path", "axis", d=f"M{_LEFT:g} {y.end:g}V{y.start:g}H{x.end:g}", fill="none")
-    scale = ", log scale" if x.log else ""
-    svg.text(root, "name mid", (_LEFT + x.end) / 2, HEIGHT - 8, f"p50 latency at batch {batch}, ms{scale} (lower is better)")
-    unit = ", %" if fmt.is_share(metric) else ""
-    label = svg.text(root, "name mid", 0, 0, f"{metric}{unit}")
+    kind = ", log scale" if x.log else ""
+    name = f"p50 latency at batch {frame.batch}, ms{kind} (lower is better)"
+    svg.text(root, "name mid", (_LEFT + x.end) / 2, HEIGHT - 8, name)
+    label = svg.text(root, "name mid", 0, 0, f"{frame.metric}, %" if fmt.is_share(frame.metric) else frame.metric)
     label.set("transform", f"translate(14 {(y.start + y.end) / 2:g}) rotate(-90)")
 
 
-def _tick_label(tick: float, step: float, metric: str) -> str:
-    scaled, step = (tick * 100, step * 100) if fmt.is_share(metric) else (tick, step)
-    decimals = next((d for d in range(6) if abs(round(step, d) - step) < step * 1e-6), 6)
-    return f"{scaled:.{decimals}f}".replace("-", fmt.MINUS)
+def _gate(frame: _Frame, report: Report) -> bool:
+    """Draw the gate's limits where they lie inside the plot."""
+    base, x, y = report.candidate(report.baseline), frame.x, frame.y
+    before = (base.latency_ms or {}).get(frame.batch) if base else None
+    drawn = False
+    for limit in limits(report):
+        if limit.subject == "speedup" and before is not None and limit.batch == frame.batch:
+            at = before.p50 / limit.bound
+            if x.low < at < x.high:
+                svg.draw(frame.root, "line", "gate", x1=x.at(at), x2=x.at(at), y1=y.start, y2=y.end)
+                svg.text(frame.root, "gate-name name", x.at(at) + 5, y.start - 6, f"gate {fmt.ratio(limit.bound)}")
+                drawn = True
+        elif limit.subject == frame.metric and base is not None and frame.metric in base.accuracy:
+            value = base.accuracy[frame.metric].value + (limit.bound if limit.lower_is_better else -limit.bound)
+            if y.low < value < y.high:
+                svg.draw(frame.root, "line", "gate", x1=x.start, x2=x.end, y1=y.at(value), y2=y.at(value))
+                content = f"gate {fmt.metric_value(frame.metric)(value)}"
+                svg.text(frame.root, "gate-name name end", x.end - 4, y.at(value) - 5, content)
+                drawn = True
+    return drawn
 
 
-def _front(root: svg.Element, front: list[Point], x: svg.Axis, y: svg.Axis, *, lower: bool) -> None:
+def _front(frame: _Frame, front: list[Point], *, lower: bool) -> None:
     """Between two points of the front the better value costs the slower point's latency: a step."""
     ordered = sorted(front, key=lambda p: (p.latency or 0.0, p.value if lower else -p.value))
     if not ordered:
         return
-    worst = y.end if lower else y.start
-    path = f"M{x.at(ordered[0].latency or 0.0):.1f} {worst:.1f}V{y.at(ordered[0].value):.1f}"
-    for p in ordered[1:]:
-        path += f"H{x.at(p.latency or 0.0):.1f}V{y.at(p.value):.1f}"
-    svg.draw(root, "path", "front", d=f"{path}H{x.end:.1f}", fill="none")
+    corners = [(frame.x.at(p.latency or 0.0), frame.y.at(p.value)) for p in ordered]
+    px, py = corners[0][0], frame.y.end if lower else frame.y.start
+    path = f"M{px:.1f} {py:.1f}"
+    for nx, ny in [*corners, (frame.x.end, corners[-1][1])]:
+        path += f"H{nx:.1f}V{ny:.1f}"
+        frame.labels.lines += [svg.Box(px, py - 2, nx, py + 2), svg.Box(nx - 2, min(py, ny), nx + 2, max(py, ny))]
+        px, py = nx, ny
+    svg.draw(frame.root, "path", "front", d=path, fill="none")
 
 
-def _margin_heading(root: svg.Element, right: float) -> None:
-    svg.draw(root, "line", "split", x1=right + 6, x2=right + 6, y1=_TOP, y2=HEIGHT - _BOTTOM)
-    svg.text(root, "name", right + 12, HEIGHT - _BOTTOM + 17, "built, not timed here")
-
-
-def _error_bars(root: svg.Element, p: Point, px: float, x: svg.Axis, y: svg.Axis) -> None:
-    low, high = (y.at(v) for v in p.value_ci95)
+def _error_bars(frame: _Frame, p: Point, px: float) -> None:
+    low, high = (frame.y.at(v) for v in p.value_ci95)
     path = f"M{px - 3:.1f} {low:.1f}h6M{px - 3:.1f} {high:.1f}h6M{px:.1f} {low:.1f}V{high:.1f}"
+    frame.labels.lines.append(svg.Box(px - 2, high, px + 2, low))
     if p.latency is not None:
-        left, right = (x.at(v) for v in p.latency_ci95)
+        left, right = (frame.x.at(v) for v in p.latency_ci95)
         if right - left > 1:
-            py = y.at(p.value)
+            py = frame.y.at(p.value)
             path += f"M{left:.1f} {py - 3:.1f}v6M{right:.1f} {py - 3:.1f}v6M{left:.1f} {py:.1f}H{right:.1f}"
-    svg.draw(root, "path", f"error {p.kind}", d=path, fill="none")
+    svg.draw(frame.root, "path", f"error {p.kind}", d=path, fill="none")
 
 
-def _point(
-    root: svg.Element, p: Point, at: tuple[float, float], tip: str, labelling: tuple[svg.Labels, bool]
-) -> None:
-    labels, numbered = labelling
-    px, py = at
-    group = svg.mark(root, p.kind, tip)
+def _point(frame: _Frame, p: Point, px: float, name: str) -> None:
+    py = frame.y.at(p.value)
+    group = svg.mark(frame.root, p.kind, _tip(p, frame.metric, frame.batch))
     svg.draw(group, "circle", "reach", cx=px, cy=py, r=14.0)
     if p.kind == "base":
         svg.draw(group, "rect", "shape", x=px - 5, y=py - 5, width=10.0, height=10.0)
-    elif p.kind == "best":
-        svg.draw(group, "circle", "ring", cx=px, cy=py, r=9.0)
-        svg.draw(group, "circle", "shape", cx=px, cy=py, r=5.0)
     else:
-        svg.draw(group, "circle", "shape", cx=px, cy=py, r=4.5)
-    said = str(p.number) if numbered else p.name
-    content = f"{said} {p.marked}".strip()
-    box, is_far = labels.place(px, py, content)
+        if p.kind == "best":
+            svg.draw(group, "circle", "ring", cx=px, cy=py, r=9.0)
+        svg.draw(group, "circle", "shape", cx=px, cy=py, r=5.0)
+    left, right = (_LEFT, frame.x.end) if p.latency is not None else (frame.x.end + 10, WIDTH)
+    box, is_far = frame.labels.place(px, py, name, svg.Box(left, 2, right, HEIGHT - _BOTTOM))
     if is_far:
         near = min(max(px, box.left), box.right)
         svg.draw(group, "line", "leader", x1=px, y1=py, x2=near, y2=box.bottom if box.bottom < py else box.top)
-    svg.text(group, "label", box.left, box.bottom - 3, content)
+    svg.text(group, "label", box.left, box.bottom - 3, name)
 
 
 def _tip(p: Point, metric: str, batch: str) -> str:

@@ -56,27 +56,39 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    wanted: int = 6  # about so many ticks
 
     def at(self, value: float) -> float:
         """Return the pixel of a value."""
-        low, high, value = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, value = (
+            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, wanted: int = 6) -> list[float]:
+    def ticks(self) -> list[float]:
         """Return round values inside the axis."""
         if self.log:
-            return self._log_ticks(wanted)
-        rough = (self.high - self.low) / wanted
+            return self._log_ticks()
+        rough = (self.high - self.low) / self.wanted
         magnitude = 10.0 ** math.floor(math.log10(rough))
         step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [k * step for k in range(first, last + 1)]
 
-    def _log_ticks(self, wanted: int) -> list[float]:
+    def label(self, tick: float) -> str:
+        """Return a tick's text: as many decimals as tell the ticks apart."""
+        if self.log:
+            return f"{tick:g}" if 1e-4 <= tick < 1e6 else f"{tick:.0e}"
+        ticks = self.ticks()
+        step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(tick) or 1.0
+        decimals = next((d for d in range(8) if abs(round(step, d) - step) < step * 1e-6), 8)
+        return f"{tick:,.{decimals}f}".replace("-", "\u2212")
+
+    def _log_ticks(self) -> list[float]:
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
             found = [m * 10.0**k for k in decades for m in steps if self.low <= m * 10.0**k <= self.high]
-            if len(found) <= wanted + 2:
+            if len(found) <= self.wanted + 2:
                 break
         return found
 
@@ -109,17 +121,18 @@ class Box:
 class Labels:
     """Places labels one after the other, each where it hides least."""
 
-    frame: Box
-    taken: list[Box] = field(default_factory=list)
+    taken: list[Box] = field(default_factory=list)  # points and labels: never covered while there is room
+    lines: list[Box] = field(default_factory=list)  # crossed where it cannot be helped
 
-    def place(self, x: float, y: float, content: str) -> tuple[Box, bool]:
-        """Return the label's box and whether it needs a line back to its point."""
+    def place(self, x: float, y: float, content: str, frame: Box) -> tuple[Box, bool]:
+        """Return the label's box, inside `frame` while there is room, and whether it needs a line back to its point."""
         width = len(content) * GLYPH
         best: tuple[float, Box, bool] | None = None
         for rank, (dx, dy, is_far) in enumerate(_offsets(width)):
             box = Box(x + dx, y + dy, x + dx + width, y + dy + LINE)
-            outside = width * LINE - box.overlap(self.frame)
-            cost = rank * 2.0 + 8 * outside + sum(6 * box.overlap(other) for other in self.taken)
+            outside = width * LINE - box.overlap(frame)
+            hidden = 6 * sum(map(box.overlap, self.taken)) + sum(map(box.overlap, self.lines))
+            cost = rank * 3.0 + 8 * outside + hidden
             if best is None or cost < best[0]:
                 best = (cost, box, is_far)
         assert best is not None
@@ -130,7 +143,14 @@ class Labels:
 def _offsets(width: float) -> list[tuple[float, float, bool]]:
     """Offsets of a label's corner from its point, the preferred first: right, left, above, below, then farther."""
     gap, half, up = 10.0, width / 2, -LINE
-    near = [(gap, -LINE / 2), (gap, up - 3), (gap, 3.0), (-gap - width, -LINE / 2), (-gap - width, up - 3), (-gap - width, 3.0)]
+    near = [
+        (gap, -LINE / 2),
+        (gap, up - 3),
+        (gap, 3.0),
+        (-gap - width, -LINE / 2),
+        (-gap - width, up - 3),
+        (-gap - width, 3.0),
+    ]
     near += [(-half, up - 9), (-half, 9.0)]
     found = [(dx, dy, False) for dx, dy in near]
     for step in (18.0, 32.0, 46.0, 60.0, 80.0, 100.0):

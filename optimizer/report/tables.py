@@ -13,7 +13,7 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `kind` is text, number or code."""
+    """A column; `kind` is text, number or code, and wide for sentences."""
 
     title: str
     kind: str = "number"
@@ -43,7 +43,12 @@ def by_number(batches: dict[str, object]) -> list[str]:
 
 def gate_table(report: Report) -> Table:
     """Return each limit against each candidate."""
-    columns = (Column("Candidate", "code"), Column("Limit", "text"), Column("Measured", "text"), Column("Outcome", "text"))
+    columns = (
+        Column("Candidate", "code"),
+        Column("Limit", "text"),
+        Column("Measured", "text"),
+        Column("Outcome", "text"),
+    )
     groups = [(c.name, [(h.limit.text, h.text, h.outcome) for h in held(report, c)]) for c in report.candidates]
     note = "A limit is held or broken only when the whole 95 % interval is; otherwise the samples cannot decide."
     return _table("Gate, limit by limit", note, columns, list(groups))
@@ -51,13 +56,13 @@ def gate_table(report: Report) -> Table:
 
 def accuracy_table(report: Report) -> Table:
     """Return every metric of every candidate."""
-    titles = ("Value", "95 % interval", "Samples", "Change", "95 % interval of the change", "Test")
+    titles = ("Value", "95 % interval", "Samples", "Change", "Its 95 % interval", "Test")
     metrics = ", ".join(f"{m} ({d} is better)" for m, d in report.metrics.items())
     columns = (
         Column("Candidate", "code"),
         Column("Metric", "text"),
         *(Column(t) for t in titles),
-        Column("Computed by", "text"),
+        Column("Computed by", "text wide"),
     )
     note = f"Change is candidate minus {report.baseline}, paired by sample. {metrics}."
     return _table("Accuracy", note, columns, [(c.name, _accuracy(c)) for c in report.candidates])
@@ -81,9 +86,7 @@ def latency_table(report: Report) -> Table:
     """Return every batch of every measured candidate."""
     titles = ("Batch", "p50 ms", "p90 ms", "p99 ms", "Mean ms", "Speedup", "95 % interval", "Items/s", "Samples")
     columns = (Column("Candidate", "code"), *(Column(t) for t in titles), Column("Warm-up"), Column("Stable", "text"))
-    note = (
-        f"Milliseconds per call. Speedup is the p50 of {report.baseline} over the candidate's, from interleaved samples."
-    )
+    note = f"Milliseconds per call. Speedup is the p50 of {report.baseline} over the candidate's, from interleaved samples."
     return _table("Latency", note, columns, [(c.name, _latency(report, c)) for c in report.candidates])
 
 
@@ -95,7 +98,7 @@ def _latency(report: Report, c: CandidateReport) -> list[Cells]:
         throughput = (c.throughput or {}).get(batch)
         times = tuple(fmt.ms(v, unit=False) for v in (timed.p50, timed.p90, timed.p99, timed.mean))
         gain = (fmt.ratio(speedup.value), fmt.interval(speedup.ci95, fmt.ratio)) if speedup else (fmt.DASH, fmt.DASH)
-        items = fmt.rate(throughput).removesuffix(" /s") if throughput is not None else fmt.DASH
+        items = fmt.rate(throughput) if throughput is not None else fmt.DASH
         counts = (f"{timed.samples:,}", f"{timed.warmup:,}", "yes" if timed.stable else "no")
         found.append((batch, *times, *gain, items, *counts))
     return found
@@ -103,7 +106,13 @@ def _latency(report: Report, c: CandidateReport) -> list[Cells]:
 
 def numerics_table(report: Report) -> Table:
     """Return every output of every candidate against the baseline's."""
-    columns = (Column("Candidate", "code"), Column("Output", "code"), Column("SQNR"), Column("Cosine"), Column("Max |error|"))
+    columns = (
+        Column("Candidate", "code"),
+        Column("Output", "code"),
+        Column("SQNR"),
+        Column("Cosine"),
+        Column("Max |error|"),
+    )
     note = f"Against the outputs of {report.baseline} over the evaluation inputs. SQNR: signal to quantization noise."
     return _table("Numerics", note, columns, [(c.name, _numerics(c)) for c in report.candidates])
 
@@ -120,12 +129,19 @@ def _numerics(c: CandidateReport) -> list[Cells]:
 
 def precision_table(report: Report) -> Table:
     """Return what was asked for and what the runtime executes."""
-    columns = (Column("Candidate", "code"), Column("Requested", "text"), Column("Delivered", "text"), Column("Read from", "text"))
+    columns = (
+        Column("Candidate", "code"),
+        Column("Requested", "text"),
+        Column("Delivered", "text"),
+        Column("Read from", "text wide"),
+    )
     groups: list[tuple[str, list[Cells]]] = []
     for c in report.candidates:
         shares = ", ".join(f"{name} {text}" for name, text, _ in fmt.shares(c.precision.delivered)) or fmt.DASH
         groups.append((c.name, [(c.precision.requested, shares, c.precision.source or fmt.DASH)]))
-    return _table("Precision", "Delivered: share of multiply-accumulates as the runtime executes them.", columns, groups)
+    return _table(
+        "Precision", "Delivered: share of multiply-accumulates as the runtime executes them.", columns, groups
+    )
 
 
 def resources_table(report: Report) -> Table:
@@ -158,10 +174,18 @@ def resources_table(report: Report) -> Table:
 def stage_table(report: Report) -> Table:
     """Return every step of the build, in order."""
     titles = (Column("Variant", "text"), Column("Work", "text"), Column("Time"), Column("Peak memory"))
-    columns = (Column("Step", "code"), *titles, Column("Key", "code"), Column("Output", "code"), Column("Notes", "text"))
+    columns = (
+        Column("Step", "code"),
+        *titles,
+        Column("Key", "code"),
+        Column("Output", "code"),
+        Column("Notes", "text wide"),
+    )
     built = [s for s in report.stages if not s.reused]
     spent = fmt.seconds(sum(s.seconds for s in built))
-    note = f"{len(report.stages) - len(built)} of {fmt.count(len(report.stages), 'step')} reused; the others took {spent}."
+    note = (
+        f"{len(report.stages) - len(built)} of {fmt.count(len(report.stages), 'step')} reused; the others took {spent}."
+    )
     groups: list[tuple[str, list[Cells]]] = []
     for s in report.stages:
         work = "reused" if s.reused else "not run" if s.key is None else "built" if s.output_sha256 else "failed"

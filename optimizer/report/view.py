@@ -9,7 +9,7 @@ from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch, held, limits
 from optimizer.results import CandidateReport, Report
 
-_STATUS = {"measured": "measured", "built": "built, not executable here", "failed": "failed"}
+_STATUS = {"measured": "measured", "built": "built but not executable here", "failed": "failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ class MetricCell:
     """A metric of one candidate in the summary."""
 
     value: str
-    delta: str
     interval: str
+    delta: str
+    delta_interval: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,9 @@ def _size_figure(candidate: CandidateReport, base: CandidateReport | None) -> Fi
     own = candidate.artifact.bytes
     if base is None or base.artifact is None or base.name == candidate.name:
         return Figure("Size", fmt.size(own), "", candidate.artifact.format)
-    return Figure("Size", fmt.size(own), size_ratio(own, base.artifact.bytes), f"baseline {fmt.size(base.artifact.bytes)}")
+    return Figure(
+        "Size", fmt.size(own), size_ratio(own, base.artifact.bytes), f"baseline {fmt.size(base.artifact.bytes)}"
+    )
 
 
 def size_ratio(own: int, base: int) -> str:
@@ -219,7 +222,11 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
 def undelivered(c: CandidateReport) -> str:
     """Return the sentence for a precision that was asked for and that the runtime does not execute, else nothing."""
     delivered, requested = c.precision.delivered, c.precision.requested
-    if not delivered or requested in delivered or not any(requested == p for p in ("fp32", "fp16", "bf16", "int8", "fp8")):
+    if (
+        not delivered
+        or requested in delivered
+        or not any(requested == p for p in ("fp32", "fp16", "bf16", "int8", "fp8"))
+    ):
         return ""
     return f"{requested} is not delivered"
 
@@ -229,8 +236,9 @@ def _metric_cell(c: CandidateReport, metric: str) -> MetricCell | None:
     if value is None:
         return None
     form = fmt.metric_delta(metric)
-    own = fmt.interval(value.ci95, fmt.metric_value(metric))
-    return MetricCell(fmt.metric_value(metric)(value.value), form(delta.value) if delta else "", own)
+    own = fmt.metric_value(metric)
+    change = (form(delta.value), fmt.interval(delta.ci95, form).removesuffix(" pp")) if delta else ("", "")
+    return MetricCell(own(value.value), fmt.interval(value.ci95, own), *change)
 
 
 def _worst_sqnr(c: CandidateReport) -> str:

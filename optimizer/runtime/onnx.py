@@ -57,8 +57,9 @@ class OnnxSession(Session):
         Raises: UsageError for a wrong feed, StageError when onnxruntime fails on it.
         """
         checked = check_feed(self.inputs, feed, self._path.name)
+        session = self._alive()
         try:
-            values = self._alive().run(self._names, checked)
+            values = session.run(self._names, checked)
         except self._refusals() as error:
             raise StageError(f"onnxruntime failed while running: {_one_line(error)}", where=str(self._path)) from error
         return dict(zip(self._names, values, strict=True))

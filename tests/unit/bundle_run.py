@@ -61,7 +61,9 @@ def candidate(name: str, status: str = "measured", **more: Any) -> dict[str, Any
         "status": status,
         "precision": {"requested": variant, "delivered": {variant: 1.0}, "source": "the graph"},
         "accuracy": {"top1": {"value": 0.9, "samples": 100, "ci95": [0.8, 0.95]}},
-        "latency_ms": {"1": dict.fromkeys(["p50", "p90", "p99", "mean"], 0.1) | {"samples": 9, "warmup": 3, "stable": True}},
+        "latency_ms": {
+            "1": dict.fromkeys(["p50", "p90", "p99", "mean"], 0.1) | {"samples": 9, "warmup": 3, "stable": True}
+        },
         **more,
     }
 
@@ -110,8 +112,13 @@ def _write_documents(run: Path, candidates: list[dict[str, Any]], stored: dict[s
         "schema_version": 1,
         "recipe": {"name": "tiny", "path": "recipe.yaml", "sha256": "0" * 64},
         "environment": {
-            "python": "3.11", "platform": "Linux", "cpu": "a processor", "cores": 2, "memory_bytes": 1 << 30,
-            "gpu": None, "packages": {"onnxruntime": "1.31.1", "tensorrt-rtx": "1.7.1.116"},
+            "python": "3.11",
+            "platform": "Linux",
+            "cpu": "a processor",
+            "cores": 2,
+            "memory_bytes": 1 << 30,
+            "gpu": None,
+            "packages": {"onnxruntime": "1.31.1", "tensorrt-rtx": "1.7.1.116"},
         },
         "baseline": candidates[0]["name"],
         "candidates": candidates,

@@ -145,7 +145,9 @@ def test_resealed_passport_with_unknown_runtime_is_refused(bundle: Path) -> None
 def test_verify_false_skips_the_files_but_not_the_seal(bundle: Path) -> None:
     (bundle / "labels.json").write_text('["car", "dog", "elk"]')
     load(bundle, verify=False).close()
-    (bundle / "passport.json").write_text((bundle / "passport.json").read_text(encoding="utf-8").replace("tiny", "Tiny"))
+    (bundle / "passport.json").write_text(
+        (bundle / "passport.json").read_text(encoding="utf-8").replace("tiny", "Tiny")
+    )
     with pytest.raises(StageError, match="seal"):
         load(bundle, verify=False)
 

@@ -53,6 +53,10 @@ def refuse():
     raise MissingToolError("needs tensorrt", where="engine", hint="pip install tensorrt")
 
 
+def refuse_without_place():
+    raise StageError("axis 'batch' is gone")
+
+
 def fail():
     raise ValueError("axis 3\nis out of range")
 
@@ -136,6 +140,11 @@ def test_error_of_the_optimizer_crosses_as_itself(tmp_path):
         run(refuse, tmp_path)
     assert str(caught.value) == "engine: needs tensorrt\n  pip install tensorrt"
     assert caught.value.exit_code == 3
+
+
+def test_error_without_a_place_gets_the_callers(tmp_path):
+    with pytest.raises(StageError, match=r"^stage 'simplify': axis 'batch' is gone$"):
+        run(refuse_without_place, tmp_path)
 
 
 def test_python_error_becomes_one_line_with_the_traceback_in_the_log(tmp_path):

@@ -1,0 +1,52 @@
+"""Read what TensorRT's verbose build log says: the table of layers with the ONNX nodes behind them, and warnings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+Line = tuple[str, str]  # severity, text
+
+_ROW = re.compile(r"^\s*Name: (?P<name>.+?), LayerType: (?P<kind>[^,]+), Inputs: \[(?P<rest>.*)$")
+_END_OF_INPUTS = re.compile(r"\], (?:Constants|Outputs): ")
+_TENSOR = re.compile(r"\{ Name: (?P<tensor>[^,]+), .*?Datatype: (?P<type>\w+), Format: (?P<format>.*?) \}")
+_ONNX = re.compile(r"\[ONNX Layer: (.*?)\]")
+# Said by every build, and no one can act on it.
+_ALWAYS_SAID = ("cudaError 35", "Using default optimization profile", "Local timing cache", "lazy loading")
+_KEPT = 8
+
+
+def layers(lines: list[Line]) -> list[dict[str, Any]]:
+    """Return the engine's layers: name, kind, tensors with type and format, and the ONNX nodes fused into each.
+
+    Needs a build with detailed profiling verbosity. Several compute capabilities print one table, that of the first.
+    """
+    rows = []
+    for line in "\n".join(text for _, text in lines).splitlines():
+        found = _ROW.match(line)
+        if found:
+            rest = found["rest"]
+            inputs = _END_OF_INPUTS.split(rest, maxsplit=1)[0]
+            outputs = rest.partition("Outputs: [")[2].partition("TacticName: ")[0]
+            rows.append(
+                {
+                    "name": found["name"],
+                    "kind": found["kind"],
+                    "inputs": _tensors(inputs),
+                    "outputs": _tensors(outputs),
+                    "onnx_nodes": _ONNX.findall(line),
+                }
+            )
+    return rows
+
+
+def matters(lines: list[Line]) -> list[str]:
+    """Return the warnings of a build that succeeded, each once."""
+    said = (" ".join(text.split()) for severity, text in lines if severity in ("WARNING", "ERROR", "INTERNAL_ERROR"))
+    kept = list(dict.fromkeys(text for text in said if not any(known in text for known in _ALWAYS_SAID)))
+    more = [f"and {len(kept) - _KEPT} more warnings, in the log"] if len(kept) > _KEPT else []
+    return [text[:300] for text in kept[:_KEPT]] + more
+
+
+def _tensors(text: str) -> list[dict[str, str]]:
+    return [found.groupdict() for found in _TENSOR.finditer(text)]

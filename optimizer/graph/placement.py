@@ -1,0 +1,104 @@
+"""Where Q/DQ pairs stand, in each of two dialects; what they hold is decided by the ranges of one calibration table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from optimizer.graph.affine import Affine, Bounds, asymmetric, symmetric
+from optimizer.graph.index import FLOAT, GraphIndex
+from optimizer.graph.quantizable import Candidate
+
+# Moving or picking values keeps their scale: onnxruntime runs these on the integers themselves.
+SAME_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+# A Clip or Relu between a convolution and its QuantizeLinear is absorbed by the saturation of unsigned integers.
+_ABSORBED = frozenset({"Relu", "Clip"})
+Edge = tuple[str, int]  # first output of the reading node, position among its inputs
+
+
+@dataclass(slots=True)
+class Placement:
+    """Q/DQ pairs by tensor: who reads the dequantized value. Tensors of one `root` share scale and zero point."""
+
+    roots: dict[str, str] = field(default_factory=dict)
+    edges: set[Edge] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)  # every reader, the graph's output included
+
+    def read(self, tensor: str, node: onnx.NodeProto, position: int) -> None:
+        """Let one input of a node read `tensor` dequantized."""
+        self.roots.setdefault(tensor, tensor)
+        self.edges.add((node.output[0], position))
+
+    def read_everywhere(self, tensor: str) -> None:
+        """Let all readers read `tensor` dequantized."""
+        self.roots.setdefault(tensor, tensor)
+        self.whole.add(tensor)
+
+
+def place_tensorrt(candidates: Sequence[Candidate]) -> Placement:
+    """Quantize the inputs of the candidates and nothing else: residual sums and activations stay in float.
+
+    Numeric: fewer pairs round less often. Between Conv and Relu there is none, so that TensorRT fuses the two; it moves
+    pairs across MaxPool, Reshape and Transpose by itself.
+    """
+    placement = Placement()
+    for found in candidates:
+        placement.read(found.data_name, found.node, found.data)
+    return placement
+
+
+def place_cpu(index: GraphIndex, candidates: Sequence[Candidate]) -> Placement:
+    """Quantize the inputs of the candidates, and the outputs of convolutions, which onnxruntime's QLinearConv needs.
+
+    Its integer Gemm and MatMul return float where no pair follows, which rounds once less.
+    """
+    placement = Placement()
+    for found in candidates:
+        placement.read(found.data_name, found.node, found.data)
+        if found.node.op_type == "Conv":
+            placement.read_everywhere(exit_tensor(index, found.node))
+    import os
+    if os.environ.get("RESIDUAL"):
+        for node in index.graph.node:
+            if node.op_type == "Add" and not any(index.is_constant(i) for i in node.input) and any(i in placement.whole for i in node.input):
+                for k,i in enumerate(node.input): placement.read(i,node,k)
+                placement.read_everywhere(exit_tensor(index,node))
+    for tensor in list(placement.roots):
+        _share_scale_upwards(index, placement, tensor)
+    return placement
+
+
+def exit_tensor(index: GraphIndex, node: onnx.NodeProto) -> str:
+    """Return the tensor in which a node's result leaves it: behind the Relu or Clip that alone reads it."""
+    reader = index.sole_reader(node.output[0])
+    if reader is not None and reader.op_type in _ABSORBED and reader.input[0] == node.output[0]:
+        return str(reader.output[0])
+    return str(node.output[0])
+
+
+def _share_scale_upwards(index: GraphIndex, placement: Placement, tensor: str) -> None:
+    """Move a pair in front of the operators that keep scales: they then run on integers and round nothing."""
+    chain = [tensor]
+    while (node := index.producers.get(chain[-1])) is not None and node.op_type in SAME_SCALE:
+        above = node.input[0]
+        if len([o for o in node.output if o]) > 1 or index.is_constant(above) or chain[-1] in index.captured:
+            break
+        placement.edges.add((node.output[0], 0))
+        placement.whole.add(chain[-1])
+        chain.append(above)
+    root = placement.roots.get(chain[-1], chain[-1])
+    placement.roots.update(dict.fromkeys(chain, root))
+
+
+def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: str) -> dict[str, Affine]:
+    """Return scale and zero point of every root."""
+    choose = symmetric if dialect == "tensorrt" else asymmetric
+    return {root: choose(ranges[root]) for root in set(placement.roots.values())}
+
+
+def measured_tensors(index: GraphIndex, candidates: Sequence[Candidate]) -> list[str]:
+    """Return the activations whose ranges either dialect may ask for, sorted."""
+    names = {c.data_name for c in candidates} | set(place_cpu(index, candidates).roots)
+    return sorted(n for n in names if index.float_type(n) == FLOAT)

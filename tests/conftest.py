@@ -1,0 +1,27 @@
+"""What tests share: the real data, a place of their own, small models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store and runs folder that no other test sees."""
+    place = tmp_path / "home"
+    monkeypatch.setenv("OPTIMIZE_HOME", str(place))
+    return place
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data; a test that needs it is skipped, saying so, where it is absent."""
+    folder = os.environ.get("OPTIMIZE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("OPTIMIZE_DATA names no folder of real data")
+    return Path(folder)

@@ -1,0 +1,287 @@
+"""A CUDA driver and a TensorRT that compute in host memory; for machines without a GPU.
+
+The driver's functions are C callbacks made from the session's own table of argument types, so that every argument goes
+through ctypes as on a real one. What this cannot show (that the table is cuda.h's, that TensorRT behaves so) is left
+to tests/gpu and to the test that holds the names used here against the real bindings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from optimizer.runtime.cuda import SIGNATURES
+
+NO_DEVICE, OUT_OF_MEMORY, INVALID = 100, 2, 1
+NAMES = {NO_DEVICE: b"CUDA_ERROR_NO_DEVICE", OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", INVALID: b"CUDA_ERROR_INVALID"}
+TEXTS = {NO_DEVICE: b"no CUDA-capable device is detected", OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid value"}
+
+
+class Driver:
+    """libcuda: memory is host memory, streams run at once; `calls` lists what was called."""
+
+    def __init__(self, *, gpus: int = 1, capacity: int = 1 << 20) -> None:
+        self.gpus, self.capacity = gpus, capacity
+        self.memory: dict[int, Any] = {}
+        self.handles: set[int] = set()
+        self.retained = 0
+        self.calls: list[str] = []
+        self._keep: list[Any] = []
+        for name, arguments in SIGNATURES.items():
+            callback = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(self._recorded(name))
+            callback.argtypes, callback.restype = arguments, ctypes.c_int
+            setattr(self, name, callback)
+
+    def _recorded(self, name: str) -> Any:
+        body = getattr(self, f"_{name}")
+
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            return int(body(*arguments) or 0)
+
+        return call
+
+    def _cuInit(self, flags: int) -> int:  # noqa: N802
+        return 0 if self.gpus else NO_DEVICE
+
+    def _text(self, texts: dict[int, bytes], code: int, out: Any) -> int:
+        if code not in texts:
+            return INVALID
+        self._keep.append(ctypes.create_string_buffer(texts[code]))
+        out[0] = ctypes.cast(self._keep[-1], ctypes.c_char_p)
+        return 0
+
+    def _cuGetErrorName(self, code: int, out: Any) -> int:  # noqa: N802
+        return self._text(NAMES, code, out)
+
+    def _cuGetErrorString(self, code: int, out: Any) -> int:  # noqa: N802
+        return self._text(TEXTS, code, out)
+
+    def _cuDriverGetVersion(self, out: Any) -> None:  # noqa: N802
+        out[0] = 13020
+
+    def _cuDeviceGetCount(self, out: Any) -> None:  # noqa: N802
+        out[0] = self.gpus
+
+    def _cuDeviceGet(self, out: Any, index: int) -> None:  # noqa: N802
+        out[0] = index
+
+    def _cuDeviceGetName(self, text: Any, size: int, device: int) -> None:  # noqa: N802
+        # ctypes hands a char* to a callback as a copy, so the name cannot be written from here.
+        assert size == 256
+
+    def _cuDeviceGetAttribute(self, out: Any, attribute: int, device: int) -> None:  # noqa: N802
+        out[0] = {75: 8, 76: 9}[attribute]
+
+    def _cuDevicePrimaryCtxRetain(self, out: Any, device: int) -> None:  # noqa: N802
+        out[0] = 0xC0
+        self.retained += 1
+
+    def _cuDevicePrimaryCtxRelease_v2(self, device: int) -> None:  # noqa: N802
+        self.retained -= 1
+
+    def _cuCtxSetCurrent(self, context: int) -> int:  # noqa: N802
+        return 0 if context == 0xC0 else INVALID
+
+    def _cuMemAlloc_v2(self, out: Any, size: int) -> int:  # noqa: N802
+        if size == 0:
+            return INVALID
+        if size + sum(len(block) for block in self.memory.values()) > self.capacity:
+            return OUT_OF_MEMORY
+        block = ctypes.create_string_buffer(size)
+        out[0] = ctypes.addressof(block)
+        self.memory[ctypes.addressof(block)] = block
+        return 0
+
+    def _cuMemFree_v2(self, pointer: int) -> int:  # noqa: N802
+        return 0 if self.memory.pop(pointer, None) else INVALID
+
+    def _cuMemcpyHtoDAsync_v2(self, to: int, source: int, size: int, stream: int) -> int:  # noqa: N802
+        return self._copy(to, to, source, size, stream)
+
+    def _cuMemcpyDtoHAsync_v2(self, to: int, source: int, size: int, stream: int) -> int:  # noqa: N802
+        return self._copy(source, to, source, size, stream)
+
+    def _copy(self, device: int, to: int, source: int, size: int, stream: int) -> int:
+        if stream not in self.handles or device not in self.memory or size > len(self.memory[device]):
+            return INVALID
+        ctypes.memmove(to, source, size)
+        return 0
+
+    def _create(self, out: Any, flags: int) -> None:
+        handle = 0x1000 + len(self.calls)
+        self.handles.add(handle)
+        out[0] = handle
+
+    def _drop(self, handle: int) -> int:
+        if handle not in self.handles:
+            return INVALID
+        self.handles.remove(handle)
+        return 0
+
+    def _known(self, *handles: int) -> int:
+        return 0 if set(handles) <= self.handles else INVALID
+
+    def _cuEventElapsedTime(self, out: Any, start: int, end: int) -> int:  # noqa: N802
+        out[0] = 1.5
+        return self._known(start, end)
+
+    _cuStreamCreate = _cuEventCreate = _create  # noqa: N815
+    _cuStreamDestroy_v2 = _cuEventDestroy_v2 = _drop  # noqa: N815
+    _cuStreamSynchronize = _cuEventSynchronize = _cuEventRecord = _known  # noqa: N815
+
+
+class Mode(Enum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class Location(Enum):
+    DEVICE, HOST = range(2)
+
+
+DataType = Enum("DataType", ["FLOAT", "HALF", "BF16", "INT8", "INT32", "INT64", "BOOL", "UINT8", "FP8"])
+_NUMPY = {"FLOAT": np.float32, "INT64": np.int64}
+
+
+class Context:
+    """Computes `double` = 2 * `x` and, where the engine has it, `sizes` = the shape of `x`, in host memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.fail = False
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return bool(memory)
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name in ("x",) if name not in self.shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name == "sizes":
+            return (len(self.shapes["x"]),)
+        return (-1,) if self.engine.data_dependent else self.shapes["x"]
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        if self.engine.fails:
+            self.engine.logger.log(LoggerBase.ERROR, "Cask convolution\n execution failed")
+            return False
+        view = {name: self._view(name) for name in self.addresses}
+        view["double"][...] = view["x"] * 2
+        if "sizes" in view:
+            view["sizes"][...] = self.shapes["x"]
+        return True
+
+    def _view(self, name: str) -> np.ndarray:
+        dtype = np.dtype(_NUMPY[self.engine.tensors[name]["dtype"]])
+        shape = self.shapes[name] if name in self.shapes else self.get_tensor_shape(name)
+        size = int(np.prod(shape)) * dtype.itemsize
+        return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), dtype=dtype).reshape(shape)
+
+
+class Engine:
+    """An engine for 1 to 4 rows of 3; a keyword changes one of its traits."""
+
+    def __init__(self, logger: Any, *, sizes: bool = False, dtype: str = "FLOAT", **traits: bool) -> None:
+        self.logger = logger
+        self.fails = traits.get("fails", False)
+        self.data_dependent = traits.get("data_dependent", False)
+        self.linear = traits.get("linear", True)
+        self.configs: list[Any] = []
+        self.tensors: dict[str, dict[str, Any]] = {
+            "double": {"mode": Mode.OUTPUT, "dtype": dtype, "shape": (-1, 3), "place": Location.DEVICE},
+            "x": {"mode": Mode.INPUT, "dtype": "FLOAT", "shape": (-1, 3), "place": Location.DEVICE},
+        }
+        if sizes:
+            self.tensors["sizes"] = {"mode": Mode.OUTPUT, "dtype": "INT64", "shape": (2,), "place": Location.HOST}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Mode:
+        return self.tensors[name]["mode"]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType[self.tensors[name]["dtype"]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name]["shape"]
+
+    def get_tensor_location(self, name: str) -> Location:
+        return self.tensors[name]["place"]
+
+    def get_tensor_format(self, name: str) -> str:
+        return "LINEAR" if self.linear else "CHW32"
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        return [(1, 3), (2, 3), (4, 3)]
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None)
+
+    def create_execution_context(self, runtime_config: Any = None) -> Context:
+        self.configs.append(runtime_config)
+        return Context(self)
+
+
+class LoggerBase:
+    INTERNAL_ERROR, ERROR, WARNING = "INTERNAL_ERROR", "ERROR", "WARNING"
+
+    def __init__(self) -> None:
+        self.initialised = True
+
+
+def tensorrt(**traits: Any) -> Any:
+    """Return a module like `tensorrt_rtx`; `refuse="text"` makes it refuse every plan, other traits are the engine's."""
+    refuse = traits.pop("refuse", None)
+    module = SimpleNamespace(
+        __version__="99.1",
+        ILogger=LoggerBase,
+        TensorIOMode=Mode,
+        TensorLocation=Location,
+        DataType=DataType,
+        TensorFormat=SimpleNamespace(LINEAR="LINEAR"),
+        engines=[],
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+    )
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            assert logger.initialised
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            self.logger.log(LoggerBase.WARNING, "of no interest")
+            if refuse:
+                self.logger.log(LoggerBase.ERROR, refuse)
+                return None
+            module.engines.append(Engine(self.logger, **traits))
+            return module.engines[-1]  # type: ignore[no-any-return]
+
+    module.Runtime = Runtime
+    return module
+
+
+def plan(folder: Path, **receipt: Any) -> Path:
+    """Write an engine's two files; the fake reads nothing from them but the receipt."""
+    import json
+
+    (folder / "engine.plan").write_bytes(b"plan")
+    if receipt:
+        (folder / "engine.json").write_text(json.dumps(receipt))
+    return folder / "engine.plan"

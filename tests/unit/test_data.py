@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optimizer.data.callable import FromArrays, call_source
+from optimizer.data.identity import code_document, data_document, package_versions
+from optimizer.data.pictures import Pictures
+from optimizer.data.samples import batches
+from optimizer.data.source import Transformed, pick, without_overlap
+from optimizer.errors import StageError, UsageError
+from optimizer.recipe.model import CalibrationData, Data, EvaluationData
+from optimizer.store import ContentIndex
+from optimizer.types import TensorSpec
+
+IMAGE = (TensorSpec("image", "float32", ("batch", 2)),)
+
+
+def source(count: int, start: int = 0, split: str = "train") -> FromArrays:
+    values = np.arange(start, start + count, dtype=np.float32)
+    return FromArrays({"": np.stack([values, values], axis=1)}, list(range(count)), split)
+
+
+def picture(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for label, value in (("cat", 10), ("dog", 200)):
+            for i in range(3):
+                picture(tmp_path / "pets" / split / label / f"{i}.png", value + i)
+    return tmp_path / "pets"
+
+
+def test_pictures_take_their_labels_from_sorted_folders(folder: Path) -> None:
+    found = Pictures(folder, "<split>/<class>", "test")
+    assert found.labels == ("cat", "dog")
+    assert [s.target for s in found] == [0, 0, 0, 1, 1, 1]
+    assert found[4].inputs[""].shape == (4, 5, 3)
+    assert found[4].inputs[""][0, 0, 0] == 201
+    assert found[4].identity == "test/dog/1.png"
+
+
+def test_a_zip_gives_what_its_folder_gives(folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "pets.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in folder.rglob("*.png"):
+            file.write(path, path.relative_to(folder))
+    one, two = (Pictures(p, "<split>/<class>", "train") for p in (folder, archive))
+    assert [s.content_hash() for s in one] == [s.content_hash() for s in two]
+
+
+def test_a_wrong_layout_shows_what_is_there(folder: Path) -> None:
+    with pytest.raises(StageError, match=r"no pictures under 'images/<class>'") as caught:
+        Pictures(folder, "images/<class>", "test")
+    assert "test/cat/0.png" in str(caught.value)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(folder: Path) -> None:
+    (folder / "test" / "cat" / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(StageError, match=r"test/cat/1\.png"):
+        list(Pictures(folder, "<split>/<class>", "test"))
+
+
+def test_a_callable_returns_arrays_or_pairs(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "def arrays(split, n): return {'image': np.zeros((n, 2))}, np.arange(n)\n"
+        "def pairs(split): return [(np.ones(2), 7), (np.ones(2), 8), (np.ones(2), 9)]\n"
+        "def unlike(split): return np.zeros((3, 2)), [1]\n"
+        "def nothing(split): return 3\n"
+        "def fails(split): return {}[split]\n"
+    )
+    file = tmp_path / "data.py"
+    assert len(call_source(file, "arrays", "test", {"n": 4})) == 4
+    assert [s.target for s in call_source(file, "pairs", "test", {})] == [7, 8, 9]
+    for name, message in (("unlike", "1 targets"), ("nothing", "returned a int"), ("fails", "KeyError: 'test'")):
+        with pytest.raises(StageError, match=message):
+            call_source(file, name, "test", {})
+
+
+def test_samples_are_checked_against_the_recipes_inputs() -> None:
+    wrong = FromArrays({"": np.zeros((2, 3), np.float32)}, [0, 0], "test")
+    with pytest.raises(StageError, match=r"sample test\[0\], input 'image': has the shape \[3\]"):
+        Transformed(wrong, [], IMAGE)[0]
+    named = FromArrays({"picture": np.zeros((2, 2), np.float32)}, [0, 0], "test")
+    with pytest.raises(StageError, match="yields the inputs picture; the recipe names image"):
+        Transformed(named, [], IMAGE)[0]
+    text = FromArrays({"": np.array([["a", "b"]])}, [0], "test")
+    with pytest.raises(StageError, match="has the dtype <U1"):
+        Transformed(text, [], IMAGE)[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused_with_the_sample(value: float) -> None:
+    arrays = np.zeros((5, 2), np.float32)
+    arrays[3, 1] = value
+    samples = Transformed(FromArrays({"": arrays}, [0] * 5, "train"), [], IMAGE)
+    assert samples[2].inputs["image"].tolist() == [0, 0]
+    with pytest.raises(StageError, match=r"sample train\[3\], input 'image': holds 1 values that are NaN"):
+        samples[3]
+
+
+def test_picking_is_seeded_and_never_silently_fewer() -> None:
+    one, two = (pick(source(20), 5, seed, "data.calibration") for seed in (0, 1))
+    assert [s.target for s in one] == [s.target for s in pick(source(20), 5, 0, "x")]
+    assert [s.target for s in one] != [s.target for s in two]
+    assert len({s.target for s in one}) == 5
+    with pytest.raises(StageError, match="asks for 30 samples and the split has 20"):
+        pick(source(20), 30, 0, "data.calibration")
+    with pytest.raises(StageError, match="the split is empty"):
+        pick(source(0), None, 0, "data.evaluation")
+
+
+def test_samples_of_the_evaluation_set_leave_calibration_and_are_replaced() -> None:
+    evaluation, calibration = source(10, 0, "test"), source(20, 5)  # values 5 to 9 stand in both
+    chosen, dropped = without_overlap(calibration, evaluation, 15, 0)
+    assert len(chosen) == 15
+    assert len(dropped) == 5
+    shared = {s.content_hash() for s in evaluation} & {s.content_hash() for s in chosen}
+    assert shared == set()
+    with pytest.raises(StageError, match="15 of 16 are left"):
+        without_overlap(calibration, evaluation, 16, 0)
+
+
+def test_batches_keep_order_and_drop_nothing() -> None:
+    sizes = [len(b) for b in batches(source(10), 4)]
+    assert sizes == [4, 4, 2]
+    assert [t for b in batches(source(10), 4) for t in b.targets] == list(range(10))
+
+
+def test_samples_of_unlike_shapes_never_share_a_batch(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\ndef f(split): return [(np.zeros(n), n) for n in (3, 3, 4, 4, 4, 3)]\n"
+    )
+    found = list(batches(call_source(tmp_path / "data.py", "f", "test", {}), 2))
+    assert [b.targets for b in found] == [[3, 3], [4, 4], [4], [3]]
+
+
+def settle(path: Path) -> None:
+    past = time.time() - 60
+    os.utime(path, (past, past))
+
+
+def test_a_changed_picture_changes_the_identity_and_its_place_does_not(folder: Path, tmp_path: Path) -> None:
+    index = ContentIndex(tmp_path / "store")
+    for path in folder.rglob("*.png"):
+        settle(path)
+    part = CalibrationData(split="train")
+
+    def document(place: Path) -> dict[str, object]:
+        data = Data(folder=str(place), layout="<split>/<class>", evaluation=EvaluationData(split="test"))
+        return data_document(data, part, tmp_path, index)
+
+    before = document(folder)
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert document(moved) == before
+    picture(moved / "test" / "cat" / "0.png", 99)  # the twin: the other split
+    assert document(moved) == before
+    picture(moved / "train" / "cat" / "0.png", 99)
+    assert document(moved) != before
+
+
+def test_code_is_identified_by_files_declared_files_and_packages(tmp_path: Path) -> None:
+    index = ContentIndex(tmp_path / "store")
+    (tmp_path / "data.py").write_text("import numpy, inner")
+    (tmp_path / "inner.py").write_text("x = 1")
+    (tmp_path / "values.npz").write_bytes(b"1")
+    before = code_document(tmp_path / "data.py", ["values.npz"], tmp_path, index)
+    assert set(before["files"]) == {"data.py", "inner.py", "values.npz"}
+    assert before["packages"] == {"numpy": np.__version__}
+    for name, text in (("inner.py", "x = 2"), ("values.npz", "2")):
+        (tmp_path / name).write_text(text)
+        after = code_document(tmp_path / "data.py", ["values.npz"], tmp_path, index)
+        assert after != before
+        before = after
+
+
+def test_import_names_become_distributions() -> None:
+    found = package_versions(["sklearn", "PIL", "surely_not_installed"])
+    assert {"scikit-learn", "Pillow"} < set(found)
+    assert found["surely_not_installed"] == "not installed"
+
+
+def test_a_split_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
+    data = Data(folder=str(folder), layout="<split>/<class>", evaluation=EvaluationData(split="validation"))
+    with pytest.raises(UsageError, match="there is no folder validation"):
+        data_document(data, data.evaluation, tmp_path, ContentIndex(tmp_path / "store"))
