@@ -24,7 +24,8 @@ def choose_candidate(report: Report, variant: str, target: str | None = None) ->
             raise unknown(f"target of the variant '{variant}'", target, [c.runtime for c in of_variant])
         return found[0]
     recommended = {c.name for c in of_variant if c.name in report.recommended.values()}
-    names = list(recommended) if len(recommended) == 1 else [c.name for c in of_variant]
+    built = [c.name for c in of_variant if c.status != "failed"] or [c.name for c in of_variant]
+    names = list(recommended) if len(recommended) == 1 else built
     if len(names) == 1:
         return names[0]
     raise UsageError(

@@ -18,9 +18,11 @@ from optimizer.runtime.tensorrt import RECEIPT
 # How far a golden output may lie from its value, as a share of the largest value of that output, and why.
 _SHARES: Mapping[str, tuple[float, str]] = {
     "fp32": (1e-3, "float32 on another processor sums in another order"),
+    "tf32": (2e-2, "TensorRT multiplies float32 as TF32, with 11 bits"),
     "fp16": (2e-2, "float16 has 11 bits, and every kernel rounds at other places"),
     "int8": (1e-1, "a value at the edge of an 8-bit step falls to the other side where a kernel rounds otherwise"),
 }
+_ENGINES = ("tensorrt", "tensorrt_rtx")
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt",),
@@ -63,6 +65,8 @@ def tolerance(precision: str, array: Array) -> dict[str, Any]:
 
 def _golden(candidate: CandidateReport, outputs: Mapping[str, Array]) -> dict[str, Any]:
     precision = candidate.precision.requested
+    if precision == "fp32" and candidate.runtime in _ENGINES:
+        precision = "tf32"
     return {
         "samples": len(next(iter(outputs.values()))),
         # What could not execute here was computed by the judge; a passport does not pass that off as the engine's.
@@ -81,7 +85,7 @@ def _files(folder: Path) -> dict[str, Any]:
 
 def _runs_on(report: Report, candidate: CandidateReport, folder: Path) -> dict[str, Any]:
     built = report.environment.packages
-    engine = candidate.runtime in ("tensorrt", "tensorrt_rtx")
+    engine = candidate.runtime in _ENGINES
     device = "cuda:0" if engine and candidate.device == "cpu" else candidate.device
     receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8")) if (folder / RECEIPT).is_file() else {}
     return {

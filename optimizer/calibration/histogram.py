@@ -38,13 +38,14 @@ class RunningHistogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             return False
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self._grow(math.frexp(max(-low, high))[1])
+        if largest := max(-low, high):  # zeros fall into the same bin whatever the range
+            self._grow(math.frexp(largest)[1])
         flat = values.reshape(-1)
-        # Exact: the factor is a power of two, and float32 holds every scaled value.
-        factor = np.float32(2.0 ** (12 - self.exponent)) if self.exponent > -115 else None
+        # A power of two between 1 and 2**126 scales float32 exactly; magnitudes beyond 4,096 go by way of float64.
+        kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
+        factor = kind(BINS * 2.0**-self.exponent)
         for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK].astype(np.float32, copy=False)
-            scaled = block * factor if factor is not None else block.astype(np.float64) * 2.0 ** (12 - self.exponent)
+            scaled = np.multiply(flat[start : start + _BLOCK], factor, dtype=kind)
             bins = np.floor(scaled, out=scaled).astype(np.intp)
             bins += BINS
             self.counts += np.bincount(bins, minlength=2 * BINS)
@@ -63,7 +64,7 @@ class RunningHistogram:
     @property
     def edges(self) -> npt.NDArray[np.float64]:
         """The `2 * BINS + 1` bin edges."""
-        return np.arange(-BINS, BINS + 1) * self.bin_width
+        return np.arange(-BINS, BINS + 1, dtype=np.float64) * self.bin_width
 
     def _grow(self, exponent: int) -> None:
         """Widen the range to [-2**exponent, 2**exponent) by merging bins; never narrow it."""

@@ -16,7 +16,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """One activation: the extremes seen, the range chosen for asymmetric integers and the magnitude for symmetric ones."""
+    """One activation: the extremes seen, [low, high] for asymmetric integers, the magnitude for symmetric ones."""
 
     min: float
     max: float

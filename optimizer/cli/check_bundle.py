@@ -28,7 +28,7 @@ def check_bundle(folder: Path, echo: Callable[[str], None]) -> None:
         failed = []
         for difference in deployment.check_golden():
             asked = f"{difference.max_abs:.3g}, allowed {difference.allowed:.3g}"
-            verdict = "come out" if difference.within else "DIFFER"
+            verdict = "comes out" if difference.within else "DIFFERS"
             echo(f"golden   '{difference.output}' {verdict}: {difference.samples} samples, largest difference {asked}")
             if not difference.within:
                 failed.append(f"output '{difference.output}' differs by {asked}")

@@ -58,7 +58,7 @@ def _write(here: Path, contents: Mapping[str, str]) -> None:
             hint="Nothing was written. Use an empty folder, or move these files away first.",
         )
     for name, text in contents.items():
-        (here / name).write_text(text)
+        (here / name).write_text(text, encoding="utf-8")
 
 
 def _example(here: Path) -> dict[str, str]:
@@ -76,8 +76,9 @@ def _own(here: Path, factory: str, checkpoint: str | None, samples: str | None) 
     file, _, function = factory.rpartition(":")
     beside = (here / file).parent
     weights = _find(here, beside, checkpoint, _CHECKPOINTS, _CHECKPOINT_WANTED)
-    names = _forward_names(here / file, function)
-    data = _read_samples(_find(here, beside, samples, (".npz",), _samples_wanted(names)), names)
+    names, required = _forward_names(here / file, function)
+    wanted = _samples_wanted(names, required)
+    data = _read_samples(_find(here, beside, samples, (".npz",), wanted), names, wanted)
     output = "output" if "output" not in data.shapes else "result"
     values = {
         "name": _name(here),
@@ -108,8 +109,8 @@ _CHECKPOINT_WANTED = """Save the trained weights there:
 or name them:  --checkpoint FILE"""
 
 
-def _samples_wanted(names: tuple[str, ...]) -> str:
-    arrays = ", ".join(f"{name}={name}s" for name in names or ("image",))
+def _samples_wanted(names: tuple[str, ...], required: int) -> str:
+    arrays = ", ".join(f"{name}=..." for name in names[:required] or ("image",))
     return f"""Calibrating and judging take real samples. Save some hundred, exactly as forward() takes them:
   numpy.savez("samples.npz", {arrays}, targets=targets)
 Each array's first axis counts the samples; targets are optional. Or name a file:  --samples FILE.npz"""
@@ -148,7 +149,7 @@ def _find(here: Path, beside: Path, named: str | None, endings: tuple[str, ...],
     raise UsageError(f"no {what} beside the model ({', '.join(endings)})", where=str(beside), hint=wanted)
 
 
-def _read_samples(file: Path, names: tuple[str, ...]) -> _Samples:
+def _read_samples(file: Path, names: tuple[str, ...], wanted: str) -> _Samples:
     """Read names, dtypes and shapes; float64 becomes float32, which models compute in."""
     import zipfile
 
@@ -160,20 +161,20 @@ def _read_samples(file: Path, names: tuple[str, ...]) -> _Samples:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, AttributeError, zipfile.BadZipFile) as error:
-        wanted = _samples_wanted(names)
         raise UsageError(f"is not an .npz of plain arrays: {error}", where=str(file), hint=wanted) from error
     targets = arrays.pop("targets", None)
     counts = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
     if not arrays or len({*counts.values(), *([len(targets)] if targets is not None else [])}) != 1:
         said = ", ".join(f"{n} {list(a.shape)}" for n, a in arrays.items()) or "nothing but targets"
-        raise UsageError(f"the arrays count unlike samples: {said}", where=str(file), hint=_samples_wanted(names))
+        said += f", targets {list(targets.shape)}" if arrays and targets is not None else ""
+        raise UsageError(f"the arrays count unlike samples: {said}", where=str(file), hint=wanted)
     count = next(iter(counts.values()))
     if count < _LEAST_SAMPLES:
         raise UsageError(f"{count} samples are too few", where=str(file), hint=f"Give at least {_LEAST_SAMPLES}.")
     if len(arrays) > 1 and names:
         if not set(arrays) <= set(names):
             what = f"holds {', '.join(arrays)}; forward() takes {', '.join(names)}"
-            raise UsageError(what, where=str(file), hint=_samples_wanted(names))
+            raise UsageError(what, where=str(file), hint=wanted)
         arrays = {name: arrays[name] for name in names if name in arrays}
     dtypes = {n: "float32" if a.dtype == np.float64 else a.dtype.name for n, a in arrays.items()}
     for name, dtype in dtypes.items():
@@ -185,14 +186,15 @@ def _read_samples(file: Path, names: tuple[str, ...]) -> _Samples:
     return _Samples(file, count, dtypes, {n: a.shape[1:] for n, a in arrays.items()}, has_classes)
 
 
-def _forward_names(file: Path, function: str) -> tuple[str, ...]:
-    """Return the parameters of the factory's forward(), where the factory is a class in this file."""
+def _forward_names(file: Path, function: str) -> tuple[tuple[str, ...], int]:
+    """Return the parameters of forward(), where the factory is a class in this file, and how many it needs."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.ClassDef) and node.name == function:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name == "forward":
-                    return tuple(a.arg for a in method.args.args[1:])
-    return ()
+                    names = tuple(a.arg for a in method.args.args[1:])
+                    return names, len(names) - len(method.args.defaults)
+    return (), 0
 
 
 def _engine() -> str:
@@ -212,4 +214,4 @@ def _quoted(text: str) -> str:
 
 
 def _text(name: str) -> str:
-    return (files("optimizer.cli") / "templates" / f"{name}.txt").read_text()
+    return (files("optimizer.cli") / "templates" / f"{name}.txt").read_text(encoding="utf-8")

@@ -13,7 +13,13 @@ from optimizer.graph.index import attribute, node_key
 from optimizer.graph.shapes import TensorType, infer
 
 # Operators that multiply and accumulate, standard and onnxruntime's own, and where their two operands stand.
-_CONVOLUTIONS = {"Conv": (0, 1), "FusedConv": (0, 1), "NhwcFusedConv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
+_CONVOLUTIONS = {
+    "Conv": (0, 1),
+    "FusedConv": (0, 1),
+    "NhwcFusedConv": (0, 1),
+    "ConvInteger": (0, 1),
+    "QLinearConv": (0, 3),
+}
 _TRANSPOSED = {"ConvTranspose": (0, 1), "QLinearConvTranspose": (0, 3)}
 _PRODUCTS = {
     "Gemm": (0, 1),

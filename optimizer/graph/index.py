@@ -95,7 +95,7 @@ class GraphIndex:
 
 
 def _reads(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the names that a subgraph takes from outside, and some that it makes itself: harmless for a membership test."""
+    """Yield the names that a subgraph reads: those from outside, and its own."""
     for node in graph.node:
         yield from node.input
         for body in subgraphs(node):

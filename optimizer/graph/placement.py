@@ -13,8 +13,6 @@ from optimizer.graph.quantizable import Candidate
 
 # Moving or picking values keeps their scale: onnxruntime runs these on the integers themselves.
 SAME_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
-# A Clip or Relu between a convolution and its QuantizeLinear is absorbed by the saturation of unsigned integers.
-_ABSORBED = frozenset({"Relu", "Clip"})
 Edge = tuple[str, int]  # first output of the reading node, position among its inputs
 
 
@@ -52,30 +50,37 @@ def place_tensorrt(candidates: Sequence[Candidate]) -> Placement:
 def place_cpu(index: GraphIndex, candidates: Sequence[Candidate]) -> Placement:
     """Quantize the inputs of the candidates, and the outputs of convolutions, which onnxruntime's QLinearConv needs.
 
-    Its integer Gemm and MatMul return float where no pair follows, which rounds once less.
+    Numeric: residual sums stay in float, and so do outputs of Gemm and MatMul that no other candidate reads. Against
+    integer sums that costs 13 % of ResNet-20's latency and gains 0.4 dB there, 1.4 dB on ResNet-56 (512 CIFAR-10
+    pictures calibrate, 1,000 judge, batch 1, one thread).
     """
     placement = Placement()
     for found in candidates:
         placement.read(found.data_name, found.node, found.data)
         if found.node.op_type == "Conv":
             placement.read_everywhere(exit_tensor(index, found.node))
-    import os
-    if os.environ.get("RESIDUAL"):
-        for node in index.graph.node:
-            if node.op_type == "Add" and not any(index.is_constant(i) for i in node.input) and any(i in placement.whole for i in node.input):
-                for k,i in enumerate(node.input): placement.read(i,node,k)
-                placement.read_everywhere(exit_tensor(index,node))
     for tensor in list(placement.roots):
         _share_scale_upwards(index, placement, tensor)
     return placement
 
 
 def exit_tensor(index: GraphIndex, node: onnx.NodeProto) -> str:
-    """Return the tensor in which a node's result leaves it: behind the Relu or Clip that alone reads it."""
+    """Return the tensor in which a node's result leaves it: behind the Relu, or Clip from 0, that alone reads it.
+
+    Numeric: saturation of the unsigned integers behind it does that operator's work, so onnxruntime drops it. A Clip
+    from another minimum stays in float: rounding of the zero point would let values pass beyond it.
+    """
     reader = index.sole_reader(node.output[0])
-    if reader is not None and reader.op_type in _ABSORBED and reader.input[0] == node.output[0]:
+    if reader is not None and reader.input[0] == node.output[0] and _starts_at_zero(index, reader):
         return str(reader.output[0])
     return str(node.output[0])
+
+
+def _starts_at_zero(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    if node.op_type != "Clip":
+        return bool(node.op_type == "Relu")
+    least = node.input[1] if len(node.input) > 1 else ""
+    return index.is_constant(least) and float(index.constant(least)) == 0.0
 
 
 def _share_scale_upwards(index: GraphIndex, placement: Placement, tensor: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def slim(source: str, destination: str) -> dict[str, Any]:
     model = onnx.load(source)
     before, opset = _count(model), _opsets(model)
     expected = interface(model)
-    origins = {node.name: _origin(node) for node in _nodes(model.graph) if node.name and _origin(node)}
+    source_nodes = _by_name_and_output(model.graph)
     declared = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in model.graph.output]
     slimmed = onnxslim.slim(model)
     _same_interface(expected, interface(slimmed))
@@ -35,11 +35,8 @@ def slim(source: str, destination: str) -> dict[str, Any]:
         raise StageError(f"onnxslim changed the opset from {opset} to {_opsets(slimmed)}")
     del slimmed.graph.output[:]
     slimmed.graph.output.extend(declared)
+    _restore(slimmed.graph, source_nodes)
     _name_nodes(slimmed.graph)
-    for node in _nodes(slimmed.graph):
-        for key, value in origins.get(node.name, {}).items():
-            if key not in {entry.key for entry in node.metadata_props}:
-                node.metadata_props.add(key=key, value=value)
     save_model(slimmed, Path(destination))
     try:
         onnx.checker.check_model(destination)
@@ -83,8 +80,27 @@ def _count(model: onnx.ModelProto) -> dict[str, int]:
     return counts
 
 
-def _origin(node: onnx.NodeProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in node.metadata_props if entry.key in _ORIGIN}
+def _by_name_and_output(graph: onnx.GraphProto) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return the name and the origin of every node, under its name and under each of its outputs."""
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for node in _nodes(graph):
+        origin = {entry.key: entry.value for entry in node.metadata_props if entry.key in _ORIGIN}
+        for key in (*node.output, node.name):
+            if key:
+                found[key] = node.name, origin
+    return found
+
+
+def _restore(graph: onnx.GraphProto, source: Mapping[str, tuple[str, dict[str, str]]]) -> None:
+    """Give a node its name and origin in the source back; onnxslim calls a fused one after its first part's output."""
+    for node in _nodes(graph):
+        key = next((key for key in (node.name, *node.output) if key in source), None)
+        if key is None:
+            continue
+        name, origin = source[key]
+        node.name = name or node.name
+        for field in sorted(origin.keys() - {entry.key for entry in node.metadata_props}):  # sorted: same bytes twice
+            node.metadata_props.add(key=field, value=origin[field])
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -80,7 +80,7 @@ def step_key(step: Step, outputs: Mapping[str, Artifact], device: str) -> tuple[
     """Return the key of a step whose sources exist, and the document behind it."""
     digests = {role: outputs[name].digest for role, name in step.sources.items()}
     tools = versions(step.stage.tools)
-    bound = device_fingerprint(device) if step.stage.device_bound else None
+    bound = device_fingerprint(device if device != "cpu" else "cuda:0") if step.stage.device_bound else None
     return step.stage.key(digests, tools, bound), step.stage.key_document(digests, tools, bound)
 
 

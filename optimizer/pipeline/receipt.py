@@ -15,7 +15,7 @@ def delivered(subject: Subject, threads: int) -> tuple[dict[str, float], str]:
         return {"fp32": 1.0}, "the module's parameters"
     if subject.artifact.format == "engine":
         about = json.loads((subject.artifact.path / "engine.json").read_text())
-        return dict(about["delivered"]), "the strongly typed network that the engine was built from"
+        return dict(about["precision"]), "the strongly typed network that the engine was built from"
     from optimizer.graph.receipt import delivered_by_onnxruntime
 
     shares = delivered_by_onnxruntime(subject.artifact.file, threads)

@@ -49,7 +49,13 @@ def open_run(run: Path, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, 
 
 
 def remeasure(
-    run: Path, before: Report, store: Store, new: Path, options: Options, settings: Mapping[str, str], progress: Progress
+    run: Path,
+    before: Report,
+    store: Store,
+    new: Path,
+    options: Options,
+    settings: Mapping[str, str],
+    progress: Progress,
 ) -> Built:
     """Measure every artifact of `run` here and write a report into `new`; nothing is built.
 

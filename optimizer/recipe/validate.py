@@ -59,7 +59,10 @@ def _attempt(
     except ValidationError as error:
         grouped: dict[KeyPath, list[Any]] = {}
         for item in error.errors(include_url=False):
-            grouped.setdefault(_real_path(item, data), []).append(item)
+            inner = _real_path(item, data)
+            # pydantic counts only sound entries; a list that is long enough as written is not short
+            if item["type"] != "too_short" or len(_at(data, inner)) < item["ctx"]["min_length"]:
+                grouped.setdefault(inner, []).append(item)
     if problems is not None:
         for inner, items in grouped.items():
             problems.add(_worded(kind, data, path, inner, items, known))
@@ -84,7 +87,8 @@ def _worded(kind: Any, data: Any, base: KeyPath, inner: KeyPath, items: list[Any
     expected = list(dict.fromkeys(_expected(i) for i in items))
     if "a mapping" in expected and given is None:
         expected = ["a mapping (write {} for the defaults)"]
-    return Problem(path, f"needs {' or '.join(expected)}, got {shown(given)}{_meant(items, given)}", SHAPE)
+    quotes = f" (write '{shown(given)}')" if expected == ["text"] and isinstance(given, int | float) else ""
+    return Problem(path, f"needs {' or '.join(expected)}, got {shown(given)}{_meant(items, given)}{quotes}", SHAPE)
 
 
 def _unknown_key(parent: KeyPath, key: str, known: Sequence[str], absent: Sequence[str]) -> Problem:
@@ -146,10 +150,16 @@ def _expected(item: Mapping[str, Any]) -> str:
     if kind == "too_long":
         return f"at most {context['max_length']} entries"
     if kind == "string_pattern_mismatch":
-        return (
-            "64 lower-case hexadecimal digits" if context["pattern"] == _SHA256 else f"text like {context['pattern']}"
-        )
+        return _form(context["pattern"])
     return str(item["msg"]).replace("Input should be ", "").replace("Input should ", "to ")
+
+
+def _form(pattern: str) -> str:
+    """Return a pattern in words where it is made of digits and plain characters."""
+    if pattern == _SHA256:
+        return "64 lower-case hexadecimal digits"
+    form = pattern.strip("^$").replace("\\d+", "N").replace("\\d", "N").replace("\\.", ".")
+    return f"text like {pattern}" if set(form) & set("\\[](){}*+?|^$") else f"text of the form {form}, N a number"
 
 
 def _choices(item: Mapping[str, Any]) -> list[str]:

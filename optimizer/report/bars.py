@@ -19,20 +19,14 @@ def percentiles(report: Report, batch: str) -> str | None:
     left, right, height = _frame([c for c, _ in timed], 176.0)
     axis = svg.latency_axis([v for _, t in timed for v in (t.p50, t.p99)], left, right)
     said = "; ".join(f"{c.name} {t.p50:g}, {t.p90:g}, {t.p99:g} ms" for c, t in timed)
-    root = svg.canvas(
-        f"latency-{batch}", WIDTH, height, f"Latency percentiles at batch {batch}", f"p50, p90, p99: {said}"
-    )
-    _axis(
-        root,
-        axis,
-        height,
-        f"latency at batch {batch}, ms{', log scale' if axis.log else ''}: dot p50, tick p90, bar end p99",
-    )
+    title = f"Latency percentiles at batch {batch}"
+    root = svg.canvas(f"latency-{batch}", WIDTH, height, title, f"p50, p90, p99: {said}")
+    _axis(root, axis, height, f"ms{', log scale' if axis.log else ''}: dot p50, tick p90, bar end p99")
     for row, (c, t) in enumerate(timed):
         y = _TOP + (row + 0.5) * _ROW
         p50, p90, p99 = (axis.at(v) for v in (t.p50, t.p90, t.p99))
-        tip = f"{c.name}, batch {batch}\np50 {fmt.ms(t.p50)}\np90 {fmt.ms(t.p90)}\np99 {fmt.ms(t.p99)}\n{t.samples:,} samples"
-        group = svg.mark(root, _kind(report, c), tip)
+        times = f"p50 {fmt.ms(t.p50)}\np90 {fmt.ms(t.p90)}\np99 {fmt.ms(t.p99)}"
+        group = svg.mark(root, _kind(report, c), f"{c.name}, batch {batch}\n{times}\n{t.samples:,} samples")
         svg.draw(group, "rect", "reach", x=0.0, y=y - _ROW / 2, width=WIDTH, height=_ROW)
         svg.text(group, "label end", left - 10, y + 4, _shortened(c.name))
         svg.draw(
@@ -59,11 +53,7 @@ def sizes(report: Report) -> str | None:
     base = report.candidate(report.baseline)
     for row, (c, count) in enumerate(stored):
         y = _TOP + (row + 0.5) * _ROW
-        group = svg.mark(
-            root,
-            _kind(report, c),
-            f"{c.name}\n{fmt.size(count)} ({count:,} bytes), {c.artifact.format if c.artifact else ''}",
-        )
+        group = svg.mark(root, _kind(report, c), f"{c.name}\n{fmt.size(count)} ({count:,} bytes)")
         svg.draw(group, "rect", "reach", x=0.0, y=y - _ROW / 2, width=WIDTH, height=_ROW)
         svg.text(group, "label end", left - 10, y + 4, _shortened(c.name))
         svg.draw(group, "rect", "shape", x=left, y=y - 5, width=max(axis.at(count) - left, 1.0), height=10.0)
@@ -82,15 +72,8 @@ def delivered(shares: tuple[tuple[str, str, float], ...]) -> str:
     root = svg.Element("svg", {"viewBox": "0 0 96 8", "class": "shares", "aria-hidden": "true"})
     start = 0.0
     for name, _, fraction in shares:
-        svg.draw(
-            root,
-            "rect",
-            f"share-{name if name in _DRAWN else 'other'}",
-            x=start,
-            y="0",
-            width=fraction * 96,
-            height="8",
-        )
+        kind = f"share-{name if name in _DRAWN else 'other'}"
+        svg.draw(root, "rect", kind, x=start, y=0.0, width=fraction * 96, height=8.0)
         start += fraction * 96
     return svg.render(root)
 
@@ -121,6 +104,7 @@ def _kind(report: Report, c: CandidateReport) -> str:
 def _shortened(name: str) -> str:
     if len(name) <= _LONGEST:
         return name
-    # Both ends tell candidates apart: the variant in front, the target behind.
-    keep = (_LONGEST - 1) // 2
-    return f"{name[:keep]}\u2026{name[-keep:]}"
+    # The target stays whole, and both ends of the variant tell candidates apart.
+    variant, at, target = name.rpartition("@")
+    keep = max((_LONGEST - len(at + target) - 1) // 2, 4)
+    return f"{variant[:keep]}\u2026{variant[-keep:]}{at}{target}"

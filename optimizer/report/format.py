@@ -17,13 +17,13 @@ _SHARE_PHRASES = ("word_error_rate", "character_error_rate", "exact_match", "err
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits, without exponent from 0.0001 up to a million."""
+    """Return a number with so many significant digits, and all digits before the point; tiny and huge ones in E form."""
     if value == 0:
         return "0"
     magnitude = math.floor(math.log10(abs(value)))
     if magnitude < -4 or magnitude >= 9:
         return _signed(f"{value:.{digits - 1}e}")
-    rounded = round(value, digits - 1 - magnitude)  # 9.996 becomes 10.0: one digit fewer behind the point
+    rounded = round(value, max(0, digits - 1 - magnitude))  # 9.996 becomes 10.0: one digit fewer behind the point
     magnitude = math.floor(math.log10(abs(rounded)))
     return _signed(f"{rounded:,.{max(0, digits - 1 - magnitude)}f}")
 
@@ -71,7 +71,7 @@ def points(difference: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Return a factor: `3.11×`, `12.4×`, `140×`."""
+    """Return a factor with a multiplication sign: three digits, never more than two decimals."""
     if value < 0.01:
         return f"{significant(value, 2)}{TIMES}"
     decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0

@@ -9,7 +9,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from optimizer.report import bars, plot, tables, view
-from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch
 from optimizer.results import Report
 

@@ -173,7 +173,11 @@ def _gate(frame: _Frame, report: Report) -> bool:
 
 def _front(frame: _Frame, front: list[Point], *, lower: bool) -> None:
     """Between two points of the front the better value costs the slower point's latency: a step."""
-    ordered = sorted(front, key=lambda p: (p.latency or 0.0, p.value if lower else -p.value))
+    ordered: list[Point] = []
+    for p in sorted(front, key=lambda p: (p.latency or 0.0, p.value if lower else -p.value)):
+        # The front was found for one metric; what does not gain in this one has no step here.
+        if not ordered or (p.value < ordered[-1].value if lower else p.value > ordered[-1].value):
+            ordered.append(p)
     if not ordered:
         return
     corners = [(frame.x.at(p.latency or 0.0), frame.y.at(p.value)) for p in ordered]

@@ -23,7 +23,7 @@ def read_report(path: Path) -> Report:
     """
     file = path / "report.json" if path.is_dir() else path
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError("there is no report here", where=str(file), hint="Give a run's folder or number.") from None
     except OSError as error:

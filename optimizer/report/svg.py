@@ -60,9 +60,9 @@ class Axis:
 
     def at(self, value: float) -> float:
         """Return the pixel of a value."""
-        low, high, value = (
-            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        )
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
@@ -143,14 +143,7 @@ class Labels:
 def _offsets(width: float) -> list[tuple[float, float, bool]]:
     """Offsets of a label's corner from its point, the preferred first: right, left, above, below, then farther."""
     gap, half, up = 10.0, width / 2, -LINE
-    near = [
-        (gap, -LINE / 2),
-        (gap, up - 3),
-        (gap, 3.0),
-        (-gap - width, -LINE / 2),
-        (-gap - width, up - 3),
-        (-gap - width, 3.0),
-    ]
+    near = [(dx, dy) for dx in (gap, -gap - width) for dy in (-LINE / 2, up - 3, 3.0)]
     near += [(-half, up - 9), (-half, 9.0)]
     found = [(dx, dy, False) for dx, dy in near]
     for step in (18.0, 32.0, 46.0, 60.0, 80.0, 100.0):

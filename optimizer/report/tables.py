@@ -43,15 +43,13 @@ def by_number(batches: dict[str, object]) -> list[str]:
 
 def gate_table(report: Report) -> Table:
     """Return each limit against each candidate."""
-    columns = (
-        Column("Candidate", "code"),
-        Column("Limit", "text"),
-        Column("Measured", "text"),
-        Column("Outcome", "text"),
-    )
-    groups = [(c.name, [(h.limit.text, h.text, h.outcome) for h in held(report, c)]) for c in report.candidates]
+    sentences = (Column("Limit", "text wide"), Column("Measured", "text wide"))
+    columns = (Column("Candidate", "code"), *sentences, Column("Outcome", "text"))
+    groups: list[tuple[str, list[Cells]]] = []
+    for c in report.candidates:
+        groups.append((c.name, [(h.limit.text, h.text, h.outcome) for h in held(report, c)]))
     note = "A limit is held or broken only when the whole 95 % interval is; otherwise the samples cannot decide."
-    return _table("Gate, limit by limit", note, columns, list(groups))
+    return _table("Gate, limit by limit", note, columns, groups)
 
 
 def accuracy_table(report: Report) -> Table:
@@ -78,7 +76,7 @@ def _accuracy(c: CandidateReport) -> list[Cells]:
             paired: Cells = (change(delta.value), fmt.interval(delta.ci95, change), test)
         else:
             paired = (fmt.DASH, fmt.DASH, fmt.DASH)
-        found.append((*own, *paired, c.accuracy_runtime or fmt.DASH))
+        found.append((*own, *paired, c.accuracy_runtime or f"{c.runtime} on {c.device}"))
     return found
 
 
@@ -86,7 +84,7 @@ def latency_table(report: Report) -> Table:
     """Return every batch of every measured candidate."""
     titles = ("Batch", "p50 ms", "p90 ms", "p99 ms", "Mean ms", "Speedup", "95 % interval", "Items/s", "Samples")
     columns = (Column("Candidate", "code"), *(Column(t) for t in titles), Column("Warm-up"), Column("Stable", "text"))
-    note = f"Milliseconds per call. Speedup is the p50 of {report.baseline} over the candidate's, from interleaved samples."
+    note = f"Milliseconds per call. Speedup: p50 of {report.baseline} over the candidate's, from interleaved samples."
     return _table("Latency", note, columns, [(c.name, _latency(report, c)) for c in report.candidates])
 
 
@@ -106,13 +104,8 @@ def _latency(report: Report, c: CandidateReport) -> list[Cells]:
 
 def numerics_table(report: Report) -> Table:
     """Return every output of every candidate against the baseline's."""
-    columns = (
-        Column("Candidate", "code"),
-        Column("Output", "code"),
-        Column("SQNR"),
-        Column("Cosine"),
-        Column("Max |error|"),
-    )
+    titles = ("SQNR", "Cosine", "Max |error|")
+    columns = (Column("Candidate", "code"), Column("Output", "code"), *(Column(t) for t in titles))
     note = f"Against the outputs of {report.baseline} over the evaluation inputs. SQNR: signal to quantization noise."
     return _table("Numerics", note, columns, [(c.name, _numerics(c)) for c in report.candidates])
 
@@ -129,19 +122,14 @@ def _numerics(c: CandidateReport) -> list[Cells]:
 
 def precision_table(report: Report) -> Table:
     """Return what was asked for and what the runtime executes."""
-    columns = (
-        Column("Candidate", "code"),
-        Column("Requested", "text"),
-        Column("Delivered", "text"),
-        Column("Read from", "text wide"),
-    )
+    titles = (Column("Requested", "text"), Column("Delivered", "text"), Column("Read from", "text wide"))
+    columns = (Column("Candidate", "code"), *titles)
     groups: list[tuple[str, list[Cells]]] = []
     for c in report.candidates:
         shares = ", ".join(f"{name} {text}" for name, text, _ in fmt.shares(c.precision.delivered)) or fmt.DASH
         groups.append((c.name, [(c.precision.requested, shares, c.precision.source or fmt.DASH)]))
-    return _table(
-        "Precision", "Delivered: share of multiply-accumulates as the runtime executes them.", columns, groups
-    )
+    note = "Delivered: share of multiply-accumulates as the runtime executes them."
+    return _table("Precision", note, columns, groups)
 
 
 def resources_table(report: Report) -> Table:
@@ -174,24 +162,18 @@ def resources_table(report: Report) -> Table:
 def stage_table(report: Report) -> Table:
     """Return every step of the build, in order."""
     titles = (Column("Variant", "text"), Column("Work", "text"), Column("Time"), Column("Peak memory"))
-    columns = (
-        Column("Step", "code"),
-        *titles,
-        Column("Key", "code"),
-        Column("Output", "code"),
-        Column("Notes", "text wide"),
-    )
+    keys = (Column("Key", "code"), Column("Output", "code"))
+    columns = (Column("Step", "code"), *titles, *keys, Column("Notes", "text wide"))
     built = [s for s in report.stages if not s.reused]
     spent = fmt.seconds(sum(s.seconds for s in built))
-    note = (
-        f"{len(report.stages) - len(built)} of {fmt.count(len(report.stages), 'step')} reused; the others took {spent}."
-    )
+    total = fmt.count(len(report.stages), "step")
+    note = f"{len(report.stages) - len(built)} of {total} reused{f'; the others took {spent}' if built else ''}."
     groups: list[tuple[str, list[Cells]]] = []
     for s in report.stages:
         work = "reused" if s.reused else "not run" if s.key is None else "built" if s.output_sha256 else "failed"
         spent_here = (fmt.seconds(s.seconds), fmt.size(s.peak_rss_bytes) if s.peak_rss_bytes else fmt.DASH)
-        keys = (fmt.short(s.key), fmt.short(s.output_sha256))
-        groups.append((s.id, [(s.variant or fmt.DASH, work, *spent_here, *keys, "\n".join(s.notes))]))
+        digests = (fmt.short(s.key), fmt.short(s.output_sha256))
+        groups.append((s.id, [(s.variant or fmt.DASH, work, *spent_here, *digests, "\n".join(s.notes))]))
     return _table("Stages", note, columns, groups)
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from optimizer.report import format as fmt
-from optimizer.report.limits import gate_batch, held, limits
+from optimizer.report.limits import gate_batch, limits
 from optimizer.results import CandidateReport, Report
 
-_STATUS = {"measured": "measured", "built": "built but not executable here", "failed": "failed"}
+Status = Literal["measured", "built", "failed"]
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+_STATUS: dict[Status, str] = {
+    "measured": "measured",
+    "built": "built but not executable here",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,6 @@ class Row:
     is_baseline: bool
     recommended_on: tuple[str, ...]
     status: str
-    status_text: str
     device: str
     requested: str
     shares: tuple[tuple[str, str, float], ...]
@@ -159,9 +165,8 @@ def _size_figure(candidate: CandidateReport, base: CandidateReport | None) -> Fi
     own = candidate.artifact.bytes
     if base is None or base.artifact is None or base.name == candidate.name:
         return Figure("Size", fmt.size(own), "", candidate.artifact.format)
-    return Figure(
-        "Size", fmt.size(own), size_ratio(own, base.artifact.bytes), f"baseline {fmt.size(base.artifact.bytes)}"
-    )
+    before = base.artifact.bytes
+    return Figure("Size", fmt.size(own), size_ratio(own, before), f"baseline {fmt.size(before)}")
 
 
 def size_ratio(own: int, base: int) -> str:
@@ -199,7 +204,6 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
         is_baseline=is_baseline,
         recommended_on=tuple(device for device, name in report.recommended.items() if name == c.name),
         status=c.status,
-        status_text=_STATUS[c.status],
         device=c.device,
         requested=c.precision.requested,
         shares=fmt.shares(c.precision.delivered),
@@ -215,20 +219,16 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
         size_ratio=size_ratio(c.artifact.bytes, base_bytes) if c.artifact else "",
         verdict=_verdict(report, c),
         reasons=_reasons(c),
-        accuracy_runtime=c.accuracy_runtime or "",
+        accuracy_runtime=(c.accuracy_runtime or "").rstrip("."),
     )
 
 
 def undelivered(c: CandidateReport) -> str:
     """Return the sentence for a precision that was asked for and that the runtime does not execute, else nothing."""
     delivered, requested = c.precision.delivered, c.precision.requested
-    if (
-        not delivered
-        or requested in delivered
-        or not any(requested == p for p in ("fp32", "fp16", "bf16", "int8", "fp8"))
-    ):
+    if not delivered or requested in delivered or requested not in _PRECISIONS:
         return ""
-    return f"{requested} is not delivered"
+    return f"{requested} not delivered"
 
 
 def _metric_cell(c: CandidateReport, metric: str) -> MetricCell | None:
@@ -265,14 +265,11 @@ def _reasons(c: CandidateReport) -> tuple[str, ...]:
 
 
 def gate_summary(report: Report) -> str:
-    """Return the gate in one sentence, or that there is none."""
+    """Return the gate in one sentence; that there is none is said here unless the verdict says it."""
     asked = [limit.text for limit in limits(report)]
-    return f"Gate: {'; '.join(asked)}." if asked else "The recipe sets no gate: nothing was judged."
-
-
-def outcomes(report: Report) -> bool:
-    """Whether a limit can be shown against any candidate."""
-    return any(held(report, c) for c in report.candidates)
+    if not asked:
+        return "" if report.verdict.reasons else "The recipe sets no gate: nothing was judged."
+    return f"Gate: {'; '.join(asked)}."
 
 
 def _bare(text: str) -> str:

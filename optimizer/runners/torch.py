@@ -41,9 +41,8 @@ class TorchSession(Session):
 
         self._folder = Path(folder)
         self._device = torch.device("cpu" if device == "cpu" else f"cuda:{cuda_index(device)}")
-        self._threads = threads
-        self._threads_before = torch.get_num_threads()
         self._loaded: Any = load_module(self._folder, str(self._device))
+        # Torch has one count for the whole process: it stays when the session is closed, another one may be open.
         torch.set_num_threads(threads)
         self.inputs: tuple[TensorSpec, ...] = self._loaded.inputs
 
@@ -99,12 +98,8 @@ class TorchSession(Session):
         return on_cpu if device.type == "cpu" else on_cuda
 
     def close(self) -> None:
-        """Free the module and give the process its thread count back."""
-        import torch
-
-        if self._loaded is not None:
-            self._loaded = None
-            torch.set_num_threads(self._threads_before)
+        """Free the module."""
+        self._loaded = None
 
     def _tensors(self, feed: Mapping[str, Array]) -> dict[str, torch.Tensor]:
         """Copies, because forward() may work in place and `feed` is never changed."""

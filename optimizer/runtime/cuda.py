@@ -51,7 +51,7 @@ class Cuda:
 
     def __init__(self, index: int = 0, *, library: Any = None) -> None:
         self.index = index
-        self._driver = library if library is not None else _load()
+        self._driver = library if library is not None else _load(index)
         self._device = self._find()
         self._context = c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
@@ -148,7 +148,8 @@ class Cuda:
         code = self._driver.cuInit(0)
         if code:
             raise MissingToolError(
-                f"needs an NVIDIA GPU with a driver; this machine has none (cuInit: {self._error(code)})"
+                f"needs an NVIDIA GPU with a driver; this machine has none (cuInit: {self._error(code)})",
+                where=f"device cuda:{self.index}",
             )
         count, device = c_int(), c_int()
         self._call("cuDeviceGetCount", ctypes.byref(count))
@@ -193,14 +194,16 @@ def missing(index: int = 0) -> str | None:
     return None
 
 
-def _load() -> Any:
+def _load(index: int) -> Any:
     try:
         library = ctypes.CDLL(LIBRARY)
         for name, arguments in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, c_int
     except (OSError, AttributeError) as error:
-        raise MissingToolError(f"needs an NVIDIA GPU with a driver; this machine has none ({error})") from error
+        raise MissingToolError(
+            f"needs an NVIDIA GPU with a driver; this machine has none ({error})", where=f"device cuda:{index}"
+        ) from error
     return library
 
 

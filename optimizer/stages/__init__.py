@@ -8,19 +8,33 @@ from optimizer.stage import Stage
 from optimizer.stages.adopt import Adopt
 from optimizer.stages.calibrate import Calibrate
 from optimizer.stages.collect import Collect
-from optimizer.stages.engine import Engine
+from optimizer.stages.engine import EngineRtx, EngineTensorRT
 from optimizer.stages.export import Export
 from optimizer.stages.float16 import Float16
 from optimizer.stages.quantize import Quantize
 from optimizer.stages.simplify import Simplify
 
-STAGES: tuple[type[Stage], ...] = (Collect, Adopt, Export, Simplify, Float16, Calibrate, Quantize, Engine)
+STAGES: tuple[type[Stage], ...] = (
+    Collect,
+    Adopt,
+    Export,
+    Simplify,
+    Float16,
+    Calibrate,
+    Quantize,
+    EngineRtx,
+    EngineTensorRT,
+)
 
 # precision -> the stages between the simplified graph and the variant's graph
 VARIANTS: dict[str, tuple[type[Stage], ...]] = {"fp32": (), "fp16": (Float16,), "int8": (Calibrate, Quantize)}
 
 # target -> the stages between the variant's graph and what executes
-TARGETS: dict[str, tuple[type[Stage], ...]] = {"onnxruntime": (), "tensorrt_rtx": (Engine,), "tensorrt": (Engine,)}
+TARGETS: dict[str, tuple[type[Stage], ...]] = {
+    "onnxruntime": (),
+    "tensorrt_rtx": (EngineRtx,),
+    "tensorrt": (EngineTensorRT,),
+}
 
 # target -> the form of quantization that its kernels take
 DIALECTS: dict[str, Literal["cpu", "tensorrt"]] = {

@@ -247,7 +247,7 @@ class LoggerBase:
 
 
 def tensorrt(**traits: Any) -> Any:
-    """Return a module like `tensorrt_rtx`; `refuse="text"` makes it refuse every plan, other traits are the engine's."""
+    """Return a module like `tensorrt_rtx`; `refuse="text"` makes it refuse every plan, the rest goes to Engine."""
     refuse = traits.pop("refuse", None)
     module = SimpleNamespace(
         __version__="99.1",

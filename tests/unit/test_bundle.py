@@ -21,12 +21,12 @@ from optimizer.runtime.session import Session
 from optimizer.types import TensorSpec
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     return bundle_run.write_run(tmp_path / "run")
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundle(run: Path, tmp_path: Path) -> Path:
     return write_bundle(run, "int8@onnxruntime", tmp_path / "bundle")
 
@@ -283,6 +283,49 @@ def test_engine_bundle_carries_its_receipt_and_says_what_it_needs(tmp_path: Path
     assert passport["golden"]["computed_by"] == "rounding emulator"
     with pytest.raises(MissingToolError, match="executes on an NVIDIA GPU, not on the CPU"):
         load(bundle, device="cpu")
+
+
+def test_external_data_travels_with_the_graph(run: Path, tmp_path: Path) -> None:
+    import onnx
+
+    from optimizer.digest import sha256_file
+
+    folder = run / "artifacts" / "int8@onnxruntime"
+    model = onnx.load(folder / "model.onnx")
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    record = json.loads((run / "run.json").read_text())
+    for file in folder.iterdir():
+        record["files"][file.relative_to(run).as_posix()] = sha256_file(file)
+    (run / "run.json").write_text(json.dumps(record))
+    bundle = write_bundle(run, "int8@onnxruntime", tmp_path / "b")
+    assert (bundle / "model.onnx.data").stat().st_size > 0
+    with load(bundle) as deployment:
+        assert all(difference.within for difference in deployment.check_golden())
+    (bundle / "model.onnx.data").write_bytes(bytes((bundle / "model.onnx.data").stat().st_size))
+    with pytest.raises(StageError, match=r"'model\.onnx\.data' was changed"):
+        load(bundle)
+
+
+def test_fp32_engine_is_held_to_tf32(tmp_path: Path) -> None:
+    given = [bundle_run.candidate("fp32@torch"), bundle_run.candidate("fp32@tensorrt", "built", accuracy_runtime="x")]
+    bundle = write_bundle(bundle_run.write_run(tmp_path / "run", given), "fp32@tensorrt", tmp_path / "b")
+    passport = json.loads((bundle / "passport.json").read_text(encoding="utf-8"))
+    assert "TF32" in passport["golden"]["tolerance"]["logits"]["reason"]
+
+
+def test_full_disk_is_a_stage_error_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import shutil
+
+    def full(source: object, destination: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StageError, match="could not be written: No space left on device"):
+        write_bundle(run, "int8@onnxruntime", tmp_path / "out" / "b")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_variant_means_the_recommended_target_else_the_only_one(run: Path, tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from optimizer.cli.run import command as run_command
 from optimizer.errors import MissingToolError, StageError, UsageError
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_bundle(bundle_run.write_run(tmp_path / "run"), "fp32@onnxruntime", tmp_path / "bundle")
 
 
-@pytest.fixture()
+@pytest.fixture
 def feed(tmp_path: Path) -> Path:
     np.savez(tmp_path / "feed.npz", image=bundle_run.images())
     return tmp_path / "feed.npz"
@@ -78,7 +78,7 @@ def test_bundle_command_writes_the_recommended_candidate(tmp_path: Path) -> None
     assert lines[0] == "bundle   tiny int8@onnxruntime"
     assert lines[1].startswith("seal     whole: 4 files, ")
     assert lines[2] == "loads    on cpu with onnxruntime (built with onnxruntime 1.31.1)"
-    assert lines[3].startswith("golden   'logits' come out: 5 samples, largest difference ")
+    assert lines[3].startswith("golden   'logits' comes out: 5 samples, largest difference ")
 
 
 def test_check_fails_when_golden_outputs_do_not_come_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from optimizer.recipe.loader import load_recipe
 
 BAD = Path(__file__).parents[1] / "fixtures" / "recipes" / "bad"
 NAMES = sorted(path.stem for path in BAD.glob("*.yaml"))
-JARGON = ("pydantic", "Input should", "extra_forbidden", "literal", "dict", "tuple", "NoneType", "Traceback")
+JARGON = ("pydantic", "Input should", "extra_forbidden", "literal_", "dict_", "tuple", "NoneType", "Traceback")
 
 
 @pytest.fixture(autouse=True)

@@ -85,7 +85,7 @@ def test_no_device_and_a_missing_one_are_said_apart() -> None:
     with pytest.raises(MissingToolError) as caught:
         Cuda(library=Driver(gpus=0))
     assert str(caught.value) == (
-        "needs an NVIDIA GPU with a driver; this machine has none "
+        "device cuda:0: needs an NVIDIA GPU with a driver; this machine has none "
         "(cuInit: CUDA_ERROR_NO_DEVICE, no CUDA-capable device is detected)"
     )
     with pytest.raises(MissingToolError, match="device cuda:3: needs GPU 3; this machine has 2 GPUs"):

@@ -13,7 +13,7 @@ from optimizer.runtime.onnx import OnnxSession, missing
 from optimizer.types import TensorSpec
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(tmp_path: Path) -> Path:
     return bundle_run.classifier(tmp_path / "model.onnx")
 
@@ -86,6 +86,7 @@ def test_threads_and_order_are_what_was_asked_for(model: Path) -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert options.execution_mode.name == "ORT_SEQUENTIAL"
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_bound_call_computes_again_from_its_own_copy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_scalar_and_strided_inputs_are_taken(tmp_path: Path) -> None:
 
 def test_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"junk" * 20)
-    with pytest.raises(StageError, match="onnxruntime refuses the model: .*Protobuf parsing failed") as caught:
+    with pytest.raises(StageError, match=r"onnxruntime refuses the model: .*Protobuf parsing failed") as caught:
         OnnxSession(tmp_path / "bad.onnx")
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(StageError, match="there is no such file"):

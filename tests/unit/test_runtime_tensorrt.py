@@ -23,11 +23,11 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **traits: Any) -> None:
         self.driver = fake_gpu.Driver()
         self.trt = fake_gpu.tensorrt(**traits)
-        monkeypatch.setattr(cuda, "_load", lambda: self.driver)
+        monkeypatch.setattr(cuda, "_load", lambda index: self.driver)
         monkeypatch.setattr(tensorrt, "_import", lambda package: self.trt)
 
 
-@pytest.fixture()
+@pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda **traits: Machine(monkeypatch, **traits)
 

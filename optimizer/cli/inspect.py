@@ -1,0 +1,113 @@
+"""`optimize inspect`: what is in a file, or what differs between two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from optimizer.errors import MissingToolError, UsageError
+
+_SHOWN = 12  # names listed of a part that differs; --json has all
+
+
+@click.command("inspect")
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def command(files: tuple[Path, ...], as_json: bool) -> None:
+    """Show what is in an ONNX file, an engine or a calibration table; with two files, what differs."""
+    if len(files) > 2:
+        raise UsageError(
+            f"{len(files)} files were given", where="inspect", hint="Allowed: one file, or two to compare."
+        )
+    try:
+        from optimizer.graph.difference import difference
+        from optimizer.graph.inspect import inspect
+    except ImportError as error:
+        raise MissingToolError(f"inspect needs onnx ({error})", hint="pip install onnx") from error
+    documents = [inspect(file) for file in files]
+    if len(documents) == 1:
+        click.echo(json.dumps(documents[0], indent=1) if as_json else "\n".join(_summary(documents[0])))
+        return
+    found = difference(*documents)
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(_differences(found)))
+
+
+def _summary(document: Mapping[str, Any]) -> Iterator[str]:
+    size = document["bytes"]
+    yield f"{document['path']}   {document['kind']}" + (
+        f"   {size:,} bytes" if size is not None else "   no plan beside it"
+    )
+    for side in ("inputs", "outputs"):
+        for spec in document.get(side, ()):
+            yield f"{side[:-1]:<8} {spec['name']}  {spec['dtype']}[{', '.join(map(str, spec['shape']))}]"
+    yield from {"onnx": _onnx, "engine": _engine, "calibration": _calibration}[document["kind"]](document)
+
+
+def _onnx(document: Mapping[str, Any]) -> Iterator[str]:
+    yield f"opset    {', '.join(f'{domain} {version}' for domain, version in document['opset'].items())}"
+    yield f"parameters  {document['parameters']:,} in {len(document['initializers'])} initializers"
+    yield f"nodes    {sum(document['operators'].values())}"
+    for operator, count in sorted(document["operators"].items(), key=lambda item: -item[1]):
+        yield f"  {count:>5}  {operator}"
+    yield f"precision of nodes   {_shares(document['precision'])}"
+
+
+def _engine(document: Mapping[str, Any]) -> Iterator[str]:
+    yield f"built by {document['package']} {document['version']}"
+    built_for = ", ".join(document.get("compute_capabilities", ())) or "the GPU it was built on"
+    yield f"compute capabilities  {built_for}"
+    for axis, sizes in document.get("profile", {}).items():
+        yield f"profile  {axis}: min {sizes['min']}, opt {sizes['opt']}, max {sizes['max']}"
+    yield f"precision of multiply-accumulates   {_shares(document.get('precision', {}))}"
+    layers = document.get("layers", ())
+    yield f"layers   {len(layers)}"
+    for layer in layers:
+        types = "/".join(sorted({tensor["type"] for tensor in (*layer["inputs"], *layer["outputs"])})) or "-"
+        yield f"  {layer['kind']:<16} {types:<14} {', '.join(layer['onnx_nodes']) or layer['name']}"
+
+
+def _calibration(document: Mapping[str, Any]) -> Iterator[str]:
+    yield f"method   {document['method']}" + (f", {document['samples']} samples" if "samples" in document else "")
+    yield f"tensors  {len(document['tensors'])}"
+    for name, entry in document["tensors"].items():
+        yield f"  {name}  {_entry(entry)}"
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) or "unknown"
+
+
+def _entry(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_entry(item)}" for key, item in value.items() if key != "sha256")
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _differences(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found:
+        yield "nothing differs"
+    for part, change in found.items():
+        if isinstance(change, list):
+            yield f"{part}: {_entry(change[0])} -> {_entry(change[1])}"
+            continue
+        yield f"{part}:"
+        for side, sign in (("only_first", "-"), ("only_second", "+")):
+            yield from _listed([f"  {sign} {name}" for name in change.get(side, ())])
+        pairs = change.get("changed", {}).items()
+        yield from _listed([f"  {name}: {_change(*pair)}" for name, pair in pairs])
+
+
+def _change(first: Any, second: Any) -> str:
+    """Word a change; equal descriptions differ in their values alone."""
+    before, after = _entry(first), _entry(second)
+    return f"{before} -> {after}" if before != after else f"other values ({before})"
+
+
+def _listed(lines: list[str]) -> Iterator[str]:
+    yield from lines[:_SHOWN]
+    if len(lines) > _SHOWN:
+        yield f"    ... and {len(lines) - _SHOWN} more (--json has all)"

@@ -1,0 +1,87 @@
+"""What differs between two inspected files of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optimizer.errors import UsageError
+
+Document = Mapping[str, Any]
+
+
+def difference(first: Document, second: Document) -> dict[str, Any]:
+    """Return what differs, under the names of the summary's parts; empty when nothing does.
+
+    A part that is a mapping comes as {only_first, only_second, changed: {name: [first, second]}}, any other as a pair.
+    Raises: UsageError when the two are of different kinds.
+    """
+    if first["kind"] != second["kind"]:
+        raise UsageError(
+            f"{first['path']} is {_article(first['kind'])} and {second['path']} {_article(second['kind'])}",
+            hint="Give two files of one kind.",
+        )
+    parts = {name: _PARTS.get((first["kind"], name), _plain) for name in (*first, *(set(second) - set(first)))}
+    found = {
+        name: changed
+        for name, part in parts.items()
+        if name not in ("kind", "path") and (changed := part(first.get(name), second.get(name)))
+    }
+    return dict(sorted(found.items(), key=lambda item: list(parts).index(item[0])))
+
+
+def _article(kind: str) -> str:
+    return {"onnx": "an ONNX graph", "engine": "an engine", "calibration": "a calibration table"}[kind]
+
+
+def _plain(first: Any, second: Any) -> Any:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return _mappings(first, second)
+    return None if first == second else [first, second]
+
+
+def _mappings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {name: [first[name], second[name]] for name in first if name in second and first[name] != second[name]}
+    parts = {
+        "only_first": [name for name in first if name not in second],
+        "only_second": [name for name in second if name not in first],
+        "changed": changed,
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+def _nodes(first: Any, second: Any) -> dict[str, Any]:
+    """Compare nodes by name: operator and precision."""
+    return _mappings(*({n["name"]: f"{n['operator']} {n['precision']}" for n in side} for side in (first, second)))
+
+
+def _layers(first: Any, second: Any) -> dict[str, Any]:
+    """Compare engines by ONNX node: the types that its layer reads and writes, and what it is fused with."""
+    return _mappings(*(_by_onnx_node(side or ()) for side in (first, second)))
+
+
+def _by_onnx_node(layers: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for layer in layers:
+        types = " -> ".join(
+            "/".join(sorted({t["type"] for t in layer[side]})) or "none" for side in ("inputs", "outputs")
+        )
+        nodes = layer["onnx_nodes"]
+        for node in nodes:
+            others = ", ".join(name for name in nodes if name != node)
+            found[node] = f"{layer['kind']} {types}" + (f", fused with {others}" if others else "")
+    return found
+
+
+def _tensors(first: Any, second: Any) -> dict[str, Any]:
+    return _mappings(*({spec["name"]: spec for spec in side} for side in (first, second)))
+
+
+_PARTS: dict[tuple[str, str], Callable[[Any, Any], Any]] = {
+    ("onnx", "nodes"): _nodes,
+    ("onnx", "inputs"): _tensors,
+    ("onnx", "outputs"): _tensors,
+    ("engine", "layers"): _layers,
+    ("engine", "inputs"): _tensors,
+    ("engine", "outputs"): _tensors,
+}

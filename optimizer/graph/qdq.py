@@ -1,0 +1,129 @@
+"""Write Q/DQ pairs and integer constants into a graph, where a placement says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from optimizer.graph.affine import Affine, to_int8, to_int32, weight_scales
+from optimizer.graph.index import GraphIndex
+from optimizer.graph.placement import Placement
+from optimizer.graph.quantizable import Candidate
+from optimizer.runtime.session import Array
+
+
+class PairWriter:
+    """Builds the new node list; every name it makes is unused in the graph."""
+
+    def __init__(self, index: GraphIndex, placement: Placement, affine: Mapping[str, Affine]) -> None:
+        self.index = index
+        self.placement = placement
+        self.affine = affine
+        self.taken = {*index.types, *index.readers, *index.producers}
+        self.head: list[onnx.NodeProto] = []  # DequantizeLinear of constants
+        self.tensors: dict[str, onnx.TensorProto] = {}
+        self.replaced: dict[tuple[str, int], str] = {}  # inputs of nodes that now read another tensor
+        self.weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
+
+    def quantize_weight(self, found: Candidate, *, with_bias: bool) -> None:
+        """Let a candidate read its weight, and on request its bias, from integers; a shared weight is stored once."""
+        weight = np.asarray(self.index.constant(found.weight_name), dtype=np.float32)
+        bias = None
+        step = self.affine[self.placement.roots[found.data_name]].scale
+        if with_bias and found.bias_name is not None:
+            bias = np.asarray(self.index.constant(found.bias_name), dtype=np.float32)
+        scales = weight_scales(weight, found.axis, bias, step)
+        key = (found.weight_name, found.axis, scales.tobytes())
+        if key not in self.weights:
+            integers = to_int8(weight, scales, found.axis)
+            self.weights[key] = self._dequantize(found.weight_name, integers, scales, found.axis), scales
+        self.replaced[found.node.output[0], found.weight] = self.weights[key][0]
+        if bias is not None and found.bias is not None and found.bias_name is not None:
+            steps = (np.float64(step) * scales.astype(np.float64)).astype(np.float32)
+            integers32 = to_int32(bias.reshape(-1), steps)
+            name = self._dequantize(found.bias_name, integers32, steps, 0)
+            self.replaced[found.node.output[0], found.bias] = name
+
+    def rewrite(self, model: onnx.ModelProto) -> None:
+        """Put the pairs behind the tensors they quantize, and drop constants that nothing reads any more."""
+        graph = model.graph
+        body: list[onnx.NodeProto] = []
+        dequantized: dict[str, str] = {}
+        for value in graph.input:
+            if value.name in self.placement.roots:
+                body += self._pair(value.name, value.name, dequantized)
+        for node in graph.node:
+            self._redirect(node, dequantized)
+            body.append(node)
+            for position, output in enumerate(node.output):
+                if output not in self.placement.roots:
+                    continue
+                source = output
+                if output in self.index.outputs and output in self.placement.whole:
+                    # The graph's output keeps its name: it is the dequantized value now.
+                    source = node.output[position] = self._fresh(f"{output}_float")
+                body += self._pair(output, source, dequantized)
+        del graph.node[:]
+        graph.node.extend([*self.head, *body])
+        graph.initializer.extend(self.tensors.values())
+        _drop_unread(graph)
+
+    def _redirect(self, node: onnx.NodeProto, dequantized: Mapping[str, str]) -> None:
+        key = node.output[0]
+        for position, name in enumerate(node.input):
+            if name in dequantized and (name in self.placement.whole or (key, position) in self.placement.edges):
+                node.input[position] = dequantized[name]
+            elif (key, position) in self.replaced:
+                node.input[position] = self.replaced[key, position]
+
+    def _pair(self, tensor: str, source: str, dequantized: dict[str, str]) -> list[onnx.NodeProto]:
+        root = self.placement.roots[tensor]
+        affine = self.affine[root]
+        scale = self._constant(f"{root}_scale", np.asarray(affine.scale, dtype=np.float32))
+        zero = self._constant(f"{root}_zero_point", np.asarray(affine.zero_point, dtype=affine.dtype))
+        integers = self._fresh(f"{tensor}_quantized")
+        result = tensor if source != tensor else self._fresh(f"{tensor}_dequantized")
+        dequantized[tensor] = result
+        return [
+            _node("QuantizeLinear", [source, scale, zero], integers, f"{tensor}/quantize"),
+            _node("DequantizeLinear", [integers, scale, zero], result, f"{tensor}/dequantize"),
+        ]
+
+    def _dequantize(self, name: str, integers: Array, scales: Array, axis: int) -> str:
+        inputs = [
+            self._constant(self._fresh(f"{name}_{integers.dtype.name}"), integers),
+            self._constant(self._fresh(f"{name}_scale"), scales),
+            self._constant(self._fresh(f"{name}_zero_point"), np.zeros(scales.shape, dtype=integers.dtype)),
+        ]
+        result = self._fresh(f"{name}_dequantized")
+        self.head.append(_node("DequantizeLinear", inputs, result, f"{result}/dequantize", axis=axis))
+        return result
+
+    def _constant(self, name: str, value: Array) -> str:
+        self.tensors.setdefault(name, numpy_helper.from_array(value, name))
+        return name
+
+    def _fresh(self, name: str) -> str:
+        free, count = name, 1
+        while free in self.taken:
+            free, count = f"{name}_{count}", count + 1
+        self.taken.add(free)
+        return free
+
+
+def _node(kind: str, inputs: list[str], output: str, name: str, **attributes: int) -> onnx.NodeProto:
+    return onnx.helper.make_node(kind, inputs, [output], name=name, **attributes)
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    index = GraphIndex(onnx.ModelProto(graph=graph))
+    read = {*index.readers, *index.captured, *index.outputs}
+    kept = [t for t in graph.initializer if t.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    nodes = [n for n in graph.node if n.op_type != "Constant" or n.output[0] in read]
+    del graph.node[:]
+    graph.node.extend(nodes)

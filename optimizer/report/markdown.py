@@ -1,0 +1,133 @@
+"""report.md: the same report for a pull request or a terminal, verdict first."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from optimizer.report import format as fmt
+from optimizer.report import tables, view
+from optimizer.report.limits import gate_batch
+from optimizer.results import Report
+
+# What GitHub would read as markup. Underscores inside words are harmless, and names of metrics are full of them.
+_MARKUP = re.compile(r"([\\`*\[\]|~#])")
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report as GitHub-flavoured Markdown; its tables are aligned for a terminal, too."""
+    head = view.headline(report)
+    lines = [
+        f"# {escape(head.title)}",
+        "",
+        f"{escape(head.label)}. {escape(report.recipe.name)}, {escape(_when(report))}",
+    ]
+    for recommended in head.recommendations:
+        device = f" ({recommended.device})" if len(head.recommendations) > 1 else ""
+        lines += ["", *_figures(f"{recommended.name}{device}", recommended.figures)]
+    lines += ["", *(f"- {escape(reason)}" for reason in head.reasons)]
+    lines += ["", escape(view.gate_summary(report)), f"{escape(head.count)}."]
+    if head.failed:
+        lines += ["", f"**Failed: {escape(', '.join(head.failed))}.**"]
+    lines += ["", "## Candidates", "", *_candidates(report)]
+    for table in (
+        tables.gate_table(report),
+        tables.accuracy_table(report),
+        tables.latency_table(report),
+        tables.precision_table(report),
+        tables.numerics_table(report),
+        tables.resources_table(report),
+        tables.stage_table(report),
+    ):
+        if table:
+            lines += ["", *_details(table)]
+    lines += ["", "## How it was built and measured", ""]
+    lines += [f"- {escape(note)}" for note in report.notes]
+    lines += [f"- {what}: {escape(value)}" for what, value in tables.method_facts(report)]
+    lines += [f"- {what}: {escape(value)}" for what, value in tables.environment_facts(report)]
+    if report.command:
+        lines += ["", "To reproduce:", "", *_fenced(report.command)]
+    return "\n".join(_single_blanks(lines)) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it stands, on one line."""
+    one_line = " ".join(text.split())
+    return html.escape(_MARKUP.sub(r"\\\1", one_line), quote=False)
+
+
+def _when(report: Report) -> str:
+    machine = report.environment.gpu.name if report.environment.gpu else report.environment.cpu
+    return ", ".join(filter(None, [report.created.replace("T", " ").replace("Z", " UTC"), machine]))
+
+
+def _figures(name: str, figures: tuple[view.Figure, ...]) -> list[str]:
+    rows = [[escape(cell) for cell in (f.label, f.value, f.interval, f.detail)] for f in figures]
+    return grid([escape(name), "", "", ""], rows, set())
+
+
+def _candidates(report: Report) -> list[str]:
+    batch = gate_batch(report)
+    at = f" @{batch}" if batch else ""
+    metrics = view.metric_names(report)
+    title = ["Candidate", "Status", "Verdict", f"Speedup{at}", f"p50{at}", f"Items/s{at}"]
+    for metric in metrics:
+        title += [metric, "Change"]
+    title += ["Size", "Precision delivered", "SQNR"]
+    numbers = set(range(3, len(title) - 2)) | {len(title) - 1}
+    rows, said = [], []
+    for row in view.rows(report):
+        mark = " **recommended**" if row.recommended_on else ""
+        cells = [f"{escape(row.name)}{mark}", row.status, row.verdict, _with(row.speedup, row.speedup_interval)]
+        cells += [row.latency, row.throughput]
+        for m in row.metrics:
+            change = _with(m.delta, m.delta_interval) if m and m.delta else fmt.DASH
+            cells += [_with(m.value, m.interval), change] if m else [fmt.DASH, fmt.DASH]
+        shares = ", ".join(f"{name} {text}" for name, text, _ in row.shares) or f"{row.requested} requested"
+        delivered = f"{escape(shares)} (**{escape(row.undelivered)}**)" if row.undelivered else escape(shares)
+        rows.append([*cells, _with(row.size, row.size_ratio), delivered, row.sqnr])
+        computed = (
+            [f"Accuracy computed by: {row.accuracy_runtime}."] if row.status == "built" and row.accuracy_runtime else []
+        )
+        for reason in (*row.reasons, *computed):
+            said.append(f"- {escape(row.name)}: {escape(reason)}")
+    return [*grid([escape(t) for t in title], rows, numbers), "", *said]
+
+
+def _with(value: str, more: str) -> str:
+    return f"{value} ({more})" if more else value
+
+
+def _details(table: tables.Table) -> list[str]:
+    numbers = {i for i, column in enumerate(table.columns) if column.kind == "number"}
+    rows = [[escape(cell) for cell in (name, *cells)] for name, group in table.groups for cells in group]
+    body = grid([escape(c.title) for c in table.columns], rows, numbers)
+    return [f"<details><summary>{escape(table.title)}</summary>", "", escape(table.note), "", *body, "", "</details>"]
+
+
+def grid(title: list[str], rows: list[list[str]], numbers: set[int]) -> list[str]:
+    """Return a table whose columns are padded; `numbers` are the columns to align right."""
+    widths = [max(3, *(len(line[i]) for line in (title, *rows))) for i in range(len(title))]
+
+    def line(cells: list[str]) -> str:
+        padded = (
+            c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = [f"{'-' * (w - 1)}:" if i in numbers else "-" * w for i, w in enumerate(widths)]
+    return [line(title), f"| {' | '.join(rule)} |", *(line(row) for row in rows)]
+
+
+def _fenced(text: str) -> list[str]:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence, text, fence]
+
+
+def _single_blanks(lines: list[str]) -> list[str]:
+    kept: list[str] = []
+    for line in lines:
+        if line or (kept and kept[-1]):
+            kept.append(line)
+    return kept

@@ -1,0 +1,224 @@
+"""inspect shows what is in a file and what differs between two, and refuses what it cannot read."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from optimizer.cli.inspect import command
+from optimizer.errors import UsageError
+from optimizer.graph.difference import difference
+from optimizer.graph.inspect import inspect
+
+
+def graph(path, *, weight=1.0, quantized=False, relu=True, external=False):
+    """A Conv, quantized or not, and a Relu."""
+    weights = np.full((4, 3, 1, 1), weight, np.float32)
+    tensors = [numpy_helper.from_array(weights, "w")]
+    nodes, data, kernel = [], "image", "w"
+    if quantized:
+        values = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((4, 3, 1, 1), np.int8)}
+        tensors = [numpy_helper.from_array(np.asarray(v), n) for n, v in values.items()]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="q"),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["dq"], name="dq"),
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wdq"], name="wdq"),
+        ]
+        data, kernel = "dq", "wdq"
+    nodes.append(helper.make_node("Conv", [data, kernel], ["y" if not relu else "c"], name="conv"))
+    if relu:
+        nodes.append(helper.make_node("Relu", ["c"], ["y"]))
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 8, 8])],
+        tensors,
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    path.parent.mkdir(exist_ok=True)
+    options = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0} if external else {}
+    onnx.save(model, path, **options)
+    return path
+
+
+def engine(folder, **changes):
+    folder.mkdir()
+    layer = {
+        "name": "conv_1",
+        "kind": "correlation",
+        "inputs": [{"tensor": "image", "type": "Float", "format": "Linear"}],
+        "outputs": [{"tensor": "y", "type": "Float", "format": "Linear"}],
+        "onnx_nodes": ["conv", "relu"],
+    }
+    receipt = {
+        "schema_version": 1,
+        "package": "tensorrt_rtx",
+        "version": "1.7.1",
+        "compute_capabilities": ["8.6", "8.9"],
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
+        "profile": {"batch": {"min": 1, "opt": 4, "max": 16}},
+        "precision": {"fp32": 1.0},
+        "layers": [layer | changes.pop("layer", {})],
+    } | changes
+    (folder / "engine.json").write_text(json.dumps(receipt))
+    (folder / "engine.plan").write_bytes(b"x" * 1000)
+    return folder
+
+
+def table(path, **changes):
+    ranges = {"image": {"min": -2.0, "max": 2.0}, "c": {"min": 0.0, "max": 4.0}} | changes.pop("tensors", {})
+    document = {"schema": 1, "method": "percentile", "samples": 256, "tensors": ranges} | changes
+    path.write_text(json.dumps(document))
+    return path
+
+
+def show(*arguments):
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_onnx_summary(tmp_path):
+    document = inspect(graph(tmp_path / "model.onnx"))
+    assert document["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}]
+    assert document["operators"] == {"Conv": 1, "Relu": 1}
+    assert document["parameters"] == 12
+    assert document["opset"] == {"ai.onnx": 20}
+    assert document["precision"] == {"fp32": 1.0}
+    assert document["bytes"] == (tmp_path / "model.onnx").stat().st_size
+
+
+def test_conv_between_dequantize_nodes_counts_as_int8(tmp_path):
+    document = inspect(graph(tmp_path / "model.onnx", quantized=True))
+    assert {node["name"]: node["precision"] for node in document["nodes"]}["conv"] == "int8"
+
+
+def test_external_data_counts_as_bytes(tmp_path):
+    path = graph(tmp_path / "model.onnx", external=True)
+    assert inspect(path)["bytes"] == path.stat().st_size + (tmp_path / "w.bin").stat().st_size
+
+
+def test_onnx_screen(tmp_path):
+    screen = show(graph(tmp_path / "model.onnx")).splitlines()
+    assert screen[1:4] == [
+        "input    image  float32[batch, 3, 8, 8]",
+        "output   y  float32[batch, 4, 8, 8]",
+        "opset    ai.onnx 20",
+    ]
+    assert screen[-1] == "precision of nodes   fp32 100.0%"
+
+
+def test_artifact_folder_stands_for_its_main_file(tmp_path):
+    graph(tmp_path / "artifact/model.onnx")
+    assert inspect(tmp_path / "artifact")["kind"] == "onnx"
+    assert inspect(engine(tmp_path / "engine"))["kind"] == "engine"
+
+
+def test_engine_is_read_from_its_receipt(tmp_path):
+    folder = engine(tmp_path / "e")
+    assert inspect(folder / "engine.plan") == inspect(folder / "engine.json")
+    assert inspect(folder)["bytes"] == 1000
+    screen = show(folder / "engine.plan")
+    assert "built by tensorrt_rtx 1.7.1" in screen
+    assert "profile  batch: min 1, opt 4, max 16" in screen
+    assert "correlation      Float          conv, relu" in screen
+
+
+def test_calibration_table_screen(tmp_path):
+    screen = show(table(tmp_path / "table.json"))
+    assert "method   percentile, 256 samples" in screen
+    assert "  image  min -2, max 2" in screen
+
+
+def test_file_against_itself_differs_in_nothing(tmp_path):
+    for path in (graph(tmp_path / "m.onnx"), engine(tmp_path / "e"), table(tmp_path / "table.json")):
+        assert difference(inspect(path), inspect(path)) == {}
+        assert show(path, path) == "nothing differs\n"
+
+
+def test_difference_of_graphs_names_operators_weights_and_precision(tmp_path):
+    plain = inspect(graph(tmp_path / "a.onnx"))
+    other = difference(plain, inspect(graph(tmp_path / "b.onnx", weight=2.0, relu=False)))
+    assert other["operators"] == {"only_first": ["Relu"]}
+    assert list(other["initializers"]["changed"]) == ["w"]
+    int8 = difference(plain, inspect(graph(tmp_path / "c.onnx", quantized=True)))
+    assert int8["nodes"]["changed"] == {"conv": ["Conv fp32", "Conv int8"]}
+    assert int8["operators"]["only_second"] == ["DequantizeLinear", "QuantizeLinear"]
+    assert "  w: dtype fp32, shape [4, 3, 1, 1] -> dtype int8" in show(tmp_path / "a.onnx", tmp_path / "c.onnx")
+    assert "w: other values (dtype fp32" in show(tmp_path / "a.onnx", tmp_path / "b.onnx")
+
+
+def test_difference_of_engines_names_precision_and_fusion_by_onnx_node(tmp_path):
+    half = {"inputs": [{"tensor": "image", "type": "Half", "format": "Linear"}], "onnx_nodes": ["conv"]}
+    found = difference(inspect(engine(tmp_path / "a")), inspect(engine(tmp_path / "b", layer=half)))
+    assert found == {
+        "layers": {
+            "only_first": ["relu"],
+            "changed": {
+                "conv": ["correlation Float -> Float, fused with relu", "correlation Half -> Float"],
+            },
+        }
+    }
+
+
+def test_difference_of_tables_names_tensors(tmp_path):
+    first = table(tmp_path / "a.json")
+    second = table(tmp_path / "b.json", method="minmax", tensors={"c": {"min": 0.0, "max": 9.0}, "d": {"max": 1.0}})
+    screen = show(first, second)
+    assert "method: percentile -> minmax" in screen
+    assert "  + d" in screen
+    assert "  c: min 0, max 4 -> min 0, max 9" in screen
+
+
+def test_long_differences_are_cut_on_the_screen_and_whole_in_json(tmp_path):
+    first = table(tmp_path / "a.json")
+    second = table(tmp_path / "b.json", tensors={f"t{i}": {"max": 1.0} for i in range(40)})
+    assert "... and 28 more (--json has all)" in show(first, second)
+    assert len(json.loads(show(first, second, "--json"))["tensors"]["only_second"]) == 40
+
+
+def test_files_of_two_kinds_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"is an ONNX graph and .* a calibration table") as caught:
+        show(graph(tmp_path / "m.onnx"), table(tmp_path / "table.json"))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("model.onnx", b"not a graph", "cannot be read as ONNX"),
+        ("model.onnx", b"", "cannot be read as ONNX: it names no opset"),
+        ("table.json", b"{", "is no JSON"),
+        ("table.json", b"[1]", "is neither an engine's receipt nor a calibration table"),
+        ("engine.plan", b"plan", "there is none beside it"),
+    ],
+)
+def test_unreadable_file_is_refused(tmp_path, name, content, text):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=text):
+        inspect(tmp_path / name)
+
+
+def test_missing_file_and_empty_folder_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="there is no such file"):
+        inspect(tmp_path / "none.onnx")
+    with pytest.raises(UsageError, match="holds nothing that can be inspected"):
+        inspect(tmp_path)
+
+
+def test_lost_external_data_is_refused(tmp_path):
+    path = graph(tmp_path / "model.onnx", external=True)
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(UsageError, match=r"cannot be read as ONNX: .*w\.bin"):
+        inspect(path)
+
+
+def test_three_files_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="3 files were given"):
+        show("a", "b", "c")
