@@ -32,10 +32,10 @@ ROOMS = (
     ("stage", "runner", "progress"),
     ("store", "paths"),
     ("checkpoint",),
-    ("results",),
     ("imports",),
     ("runtime",),
     ("environment", "isolated"),
+    ("results",),
     ("types", "errors", "digest", "__init__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -79,8 +79,9 @@ class _Rounder:
 
     def _rewrite(self, node: onnx.NodeProto) -> None:
         source = node.input[0] if node.input else ""
-        widens = node.op_type == "Cast" and attribute_value(node, "to") == FLOAT
-        if widens and self.facts.types.get(source) == FLOAT16 and not self._must_keep(node.output[0]):
+        to_float = node.op_type == "Cast" and attribute_value(node, "to") == FLOAT
+        widens = to_float and self.facts.types.get(source) == FLOAT16
+        if widens and not self._must_keep(node.output[0]):
             self.name[node.output[0]] = self.name.get(source, source)
             return
         for port, name in enumerate(node.input):

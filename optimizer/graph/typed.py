@@ -6,6 +6,9 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
+import onnx.shape_inference
+
+from optimizer.errors import StageError
 
 _SMALL_TENSOR_BYTES = 4096  # shape inference reads the values of small tensors only: shapes, axes, sizes
 
@@ -39,7 +42,10 @@ def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in declared:
             proxy = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             outline.graph.input.append(proxy)
-    inferred = onnx.shape_inference.infer_shapes(outline, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(outline, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise StageError(f"the types of the graph contradict each other: {error}", where=graph.name) from error
     del graph.value_info[:]
     graph.value_info.extend(inferred.graph.value_info)
     return model

@@ -17,7 +17,7 @@ _SHARE_PHRASES = ("word_error_rate", "character_error_rate", "exact_match", "err
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits, and all digits before the point; tiny and huge ones in E form."""
+    """Return a number with so many significant digits, and all before the point; tiny and huge ones in E form."""
     if value == 0:
         return "0"
     magnitude = math.floor(math.log10(abs(value)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -42,9 +42,9 @@ class Engine(Stage, ABC):
     )
 
     @property
+    @abstractmethod
     def capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities asked for; none where the GPU present decides."""
-        return ()
+        """The compute capabilities asked for; none where the GPU present decides, or the default is wanted."""
 
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write engine.plan and engine.json.
@@ -99,10 +99,19 @@ class Engine(Stage, ABC):
 
     def open_output(self, output: Artifact) -> Session | str:
         """Open the engine on the first GPU, or say what is missing."""
+        from optimizer.runtime.cuda import Cuda
         from optimizer.runtime.tensorrt import TensorRTSession, missing
 
         absent = missing(self.package, "cuda:0")
-        return absent if absent else TensorRTSession(output.file, package=self.package, device="cuda:0")
+        if absent:
+            return absent
+        built_for = json.loads((output.path / RECEIPT).read_text(encoding="utf-8"))["compute_capabilities"]
+        gpu = Cuda(0)
+        here = gpu.compute_capability
+        gpu.close()
+        if built_for and here not in built_for:
+            return f"the engine is for compute capability {', '.join(built_for)}, and the GPU here has {here}"
+        return TensorRTSession(output.file, package=self.package, device="cuda:0")
 
 
 class EngineTensorRT(Engine):
@@ -112,6 +121,11 @@ class EngineTensorRT(Engine):
     device_bound: ClassVar[bool] = True
 
     package: Literal["tensorrt"] = Field("tensorrt", json_schema_extra={"derived": True})
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """None: the GPU present decides."""
+        return ()
 
 
 class EngineRtx(Engine):

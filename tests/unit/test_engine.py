@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -228,6 +229,17 @@ def test_only_tensorrt_10_needs_the_flag_for_strong_types():
 def test_engine_that_cannot_execute_says_why(bench, monkeypatch):
     monkeypatch.setattr("optimizer.runtime.tensorrt.missing", lambda package, device: f"{package} needs {device}")
     assert rtx("8.6").open_output(Artifact("engine", bench.out, "")) == "tensorrt_rtx needs cuda:0"
+
+
+@pytest.mark.parametrize(("here", "opens"), [("9.0", False), ("8.6", True)])
+def test_engine_for_other_gpus_is_not_opened(bench, monkeypatch, here, opens):
+    gpu = SimpleNamespace(compute_capability=here, close=lambda: None)
+    monkeypatch.setattr("optimizer.runtime.tensorrt.missing", lambda *_: None)
+    monkeypatch.setattr("optimizer.runtime.tensorrt.TensorRTSession", lambda *_, **__: "a session")
+    monkeypatch.setattr("optimizer.runtime.cuda.Cuda", lambda _: gpu)
+    (bench.out / "engine.json").write_text(json.dumps({"compute_capabilities": ["8.6", "8.9"]}))
+    refusal = "the engine is for compute capability 8.6, 8.9, and the GPU here has 9.0"
+    assert rtx("8.6", "8.9").open_output(Artifact("engine", bench.out, "")) == ("a session" if opens else refusal)
 
 
 def test_layer_table_of_an_int8_convolution_is_read():
