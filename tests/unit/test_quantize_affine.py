@@ -74,12 +74,14 @@ def test_weights_are_scaled_along_the_axis(axis: int) -> None:
 
 def test_a_channel_without_weights_keeps_its_bias() -> None:
     weight = np.array([[0.0, 0.0], [1.0, -2.0]], dtype=np.float32)
-    bias = np.array([0.3, 0.1], dtype=np.float32)
+    bias = np.array([0.31, 0.1], dtype=np.float32)
     scales = weight_scales(weight, 0, bias, 0.02)
     steps = np.float32(0.02) * scales
-    np.testing.assert_allclose(to_int32(bias, steps) * steps.astype(np.float64), bias, atol=1e-4)
-    plain = np.float32(0.02) * weight_scales(weight, 0)
-    assert abs(to_int32(bias, plain)[0] * plain[0] - 0.3) < abs(0.01) + 1e-9  # half a step of 0.02: no longer exact
+    restored = to_int32(bias, steps) * steps.astype(np.float64)
+    assert restored[0] == pytest.approx(0.31, abs=1e-6)
+    assert restored[1] == pytest.approx(0.1, abs=steps[1])
+    plain = np.float32(0.02) * weight_scales(weight, 0)  # scale 1: steps of 0.02 for the bias
+    assert abs(to_int32(bias, plain)[0] * plain[0] - 0.31) > 5e-3
 
 
 def test_tiny_weights_under_a_large_bias_do_not_overflow_int32() -> None:
