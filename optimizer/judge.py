@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +52,11 @@ def open_judge(model: Path, threads: int = 1) -> tuple[Session, str]:
     integers = "int8 as its Q/DQ nodes say, " if quantized else ""
     if not holds_float16(outline):
         return OnnxSession(model, threads=threads, optimize=False), f"{tool}, {integers}float32"
-    folder = tempfile.TemporaryDirectory(prefix="judge-")
-    try:
+    with contextlib.ExitStack() as undo:
+        folder = tempfile.TemporaryDirectory(prefix="judge-")
+        undo.enter_context(folder)
         emulated = Path(folder.name) / "emulated.onnx"
         emulate_rounding(model, emulated)
-        inner = OnnxSession(emulated, threads=threads, optimize=False)
-    except BaseException:
-        folder.cleanup()
-        raise
-    return EmulatedSession(inner, folder), f"{tool}, {integers}float16 rounded after every operator"
+        session = EmulatedSession(OnnxSession(emulated, threads=threads, optimize=False), folder)
+        undo.pop_all()  # from here on closing the session removes the folder
+    return session, f"{tool}, {integers}float16 rounded after every operator"

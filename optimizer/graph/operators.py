@@ -50,6 +50,7 @@ _NORMALIZATION = "mean and variance are sums over many elements; TensorRT 11 tak
 _RANGE = "leaves float16's range for ordinary arguments"
 _ARGUMENT = "needs more digits of its argument than float16 has"
 _COORDINATES = "sampling coordinates need more digits than float16 has"
+_PARSER = "TensorRT's ONNX parser refuses it in float16"  # tensorrt-rtx 1.7.1: ranks, or the types of a Select, differ
 _RANDOM = "its element type is an attribute and its values are random"
 
 # Operators that stay float32 whatever their shapes. Softmax, LogSoftmax, Gelu, Erf, Sigmoid and Tanh are not among
@@ -65,6 +66,7 @@ FLOAT32_OPERATORS: Mapping[str, str] = {
         ("ReduceProd ReduceSumSquare STFT", _SUM),
         ("Cosh Exp Pow Reciprocal Sinh Softplus Tan", _RANGE),
         ("Acos Acosh Asin Asinh Atanh Cos Log Mod Sin", _ARGUMENT),
+        ("Celu", _PARSER),
         ("AffineGrid GridSample MaxRoiPool RoiAlign", _COORDINATES),
         ("Bernoulli EyeLike Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike", _RANDOM),
     )
@@ -109,6 +111,8 @@ def float32_reason(
     """Return why this operator must stay float32, or None. `axes` are those of a reduction, None for all."""
     if node.op_type in FLOAT32_OPERATORS:
         return FLOAT32_OPERATORS[node.op_type]
+    if node.op_type == "LSTM" and len(node.input) > 4 and node.input[4]:
+        return f"{_PARSER} when sequence lengths are given"
     if node.op_type not in _SIZED_SUMS:
         return None
     terms = _terms(node, shapes.get(node.input[0]), axes)

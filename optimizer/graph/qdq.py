@@ -26,6 +26,7 @@ class PairWriter:
         self.head: list[onnx.NodeProto] = []  # DequantizeLinear of constants
         self.tensors: dict[str, onnx.TensorProto] = {}
         self.replaced: dict[tuple[str, int], str] = {}  # inputs of nodes that now read another tensor
+        self.parameters: dict[str, list[str]] = {}  # names of scale and zero point by root
         self.weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
 
     def quantize_weight(self, found: Candidate, *, with_bias: bool) -> None:
@@ -82,29 +83,33 @@ class PairWriter:
     def _pair(self, tensor: str, source: str, dequantized: dict[str, str]) -> list[onnx.NodeProto]:
         root = self.placement.roots[tensor]
         affine = self.affine[root]
-        scale = self._constant(f"{root}_scale", np.asarray(affine.scale, dtype=np.float32))
-        zero = self._constant(f"{root}_zero_point", np.asarray(affine.zero_point, dtype=affine.dtype))
+        if root not in self.parameters:
+            self.parameters[root] = [
+                self._constant(f"{root}_scale", np.asarray(affine.scale, dtype=np.float32)),
+                self._constant(f"{root}_zero_point", np.asarray(affine.zero_point, dtype=affine.dtype)),
+            ]
         integers = self._fresh(f"{tensor}_quantized")
         result = tensor if source != tensor else self._fresh(f"{tensor}_dequantized")
         dequantized[tensor] = result
         return [
-            _node("QuantizeLinear", [source, scale, zero], integers, f"{tensor}/quantize"),
-            _node("DequantizeLinear", [integers, scale, zero], result, f"{tensor}/dequantize"),
+            _node("QuantizeLinear", [source, *self.parameters[root]], integers, f"{tensor}/quantize"),
+            _node("DequantizeLinear", [integers, *self.parameters[root]], result, f"{tensor}/dequantize"),
         ]
 
     def _dequantize(self, name: str, integers: Array, scales: Array, axis: int) -> str:
         inputs = [
-            self._constant(self._fresh(f"{name}_{integers.dtype.name}"), integers),
-            self._constant(self._fresh(f"{name}_scale"), scales),
-            self._constant(self._fresh(f"{name}_zero_point"), np.zeros(scales.shape, dtype=integers.dtype)),
+            self._constant(f"{name}_{integers.dtype.name}", integers),
+            self._constant(f"{name}_scale", scales),
+            self._constant(f"{name}_zero_point", np.zeros(scales.shape, dtype=integers.dtype)),
         ]
         result = self._fresh(f"{name}_dequantized")
         self.head.append(_node("DequantizeLinear", inputs, result, f"{result}/dequantize", axis=axis))
         return result
 
     def _constant(self, name: str, value: Array) -> str:
-        self.tensors.setdefault(name, numpy_helper.from_array(value, name))
-        return name
+        free = self._fresh(name)
+        self.tensors[free] = numpy_helper.from_array(value, free)
+        return free
 
     def _fresh(self, name: str) -> str:
         free, count = name, 1

@@ -119,10 +119,12 @@ def ranges_of(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], folder: Pa
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     names = [n for n in activations(model) if n not in feed]
-    del probe.graph.output[:]
+    outputs = [o.name for o in probe.graph.output]
     for name in names:
-        probe.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    values = dict(zip(names, infer(probe, feed, folder), strict=True)) | dict(feed)
+        if name not in outputs:
+            probe.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    outputs = [o.name for o in probe.graph.output]
+    values = dict(zip(outputs, infer(probe, feed, folder), strict=True)) | dict(feed)
     ranges = {}
     for name, value in values.items():
         histogram = RunningHistogram()

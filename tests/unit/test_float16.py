@@ -1,4 +1,4 @@
-"""The cast pass and its stage: what narrows, what stays, and why."""
+"""The cast pass: what narrows, what stays, and why."""
 
 from __future__ import annotations
 
@@ -6,31 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
-from numpy.typing import NDArray
+from float16_graphs import Arrays, cnn, model, normal, run, sqnr_db
 from onnx import TensorProto, numpy_helper
 
 from optimizer.errors import StageError
 from optimizer.graph import files
 from optimizer.graph.float16 import CastReport, convert_to_float16
-from optimizer.judge import open_judge
 from optimizer.runtime.onnx import OnnxSession
-from optimizer.stage import StageContext
-from optimizer.stages.float16 import Float16
-from optimizer.types import Artifact
-
-Arrays = dict[str, object]
-
-
-def model(text: str, **constants: object) -> onnx.ModelProto:
-    built = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
-    for name, value in constants.items():
-        array = np.asarray(value)
-        array = array.astype(np.float32) if array.dtype == np.float64 else array
-        built.graph.initializer.append(numpy_helper.from_array(array, name))
-    onnx.checker.check_model(built, full_check=True)
-    return built
 
 
 def convert(
@@ -56,40 +39,6 @@ def convert(
 def types(result: onnx.ModelProto) -> dict[str, int]:
     found = {v.name: v.type.tensor_type.elem_type for v in (*result.graph.value_info, *result.graph.output)}
     return found | {t.name: t.data_type for t in result.graph.initializer}
-
-
-def run(path: Path, **feed: NDArray[np.generic]) -> NDArray[np.generic]:
-    session, _ = open_judge(path)
-    with session:
-        return session.infer(feed)["y"]
-
-
-def sqnr_db(expected: NDArray[np.generic], found: NDArray[np.generic]) -> float:
-    noise = float(np.sum((expected.astype(np.float64) - found) ** 2))
-    return float(10 * np.log10(np.sum(expected.astype(np.float64) ** 2) / noise)) if np.isfinite(noise) else -np.inf
-
-
-CNN = """g (float[batch, 3, 8, 8] x) => (float[batch, 10] y) {
-  [conv] a = Conv<pads = [1, 1, 1, 1]>(x, w, b)
-  [relu] r = Relu(a)
-  [pool] p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)
-  [flat] f = Flatten(p)
-  [fc] y = Gemm(f, v, c)
-}"""
-
-
-def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> NDArray[np.float32]:
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
-
-
-def cnn(scale: float = 0.1) -> onnx.ModelProto:
-    return model(
-        CNN,
-        w=normal(16, 3, 3, 3, scale=scale),
-        b=normal(16, seed=1),
-        v=normal(256, 10, seed=2, scale=scale),
-        c=normal(10),
-    )
 
 
 def test_a_cnn_computes_in_float16_between_two_casts(tmp_path: Path) -> None:
@@ -129,7 +78,8 @@ def test_a_kept_name_that_matches_nothing_is_refused_with_the_nearest(tmp_path: 
 
 
 def test_a_constant_beyond_the_range_keeps_its_node_float32(tmp_path: Path) -> None:
-    text = "g (float[n, 4] x) => (float[n, 4] y) { a = MatMul(x, w) [scale] s = Mul(a, big) d = Div(s, big) y = MatMul(d, w) }"
+    text = """g (float[n, 4] x) => (float[n, 4] y) {
+        a = MatMul(x, w) [scale] s = Mul(a, big) d = Div(s, big) y = MatMul(d, w) }"""
     source = model(text, w=np.eye(4), big=np.float32(1e5))
     result, report = convert(tmp_path, source)
     assert report.kept["scale"] == "its constant 'big' (100000) lies beyond float16's 65504"
@@ -209,7 +159,8 @@ def test_a_long_mean_stays_float32_and_a_short_one_does_not(side: int, kept: lis
 
 def test_layer_normalization_stays_float32_and_softmax_does_not(tmp_path: Path) -> None:
     text = """g (float[n, 8] x) => (float[n, 8] y) {
-        a = MatMul(x, w)  [norm] b = LayerNormalization(a, s, s)  c = MatMul(b, w)  d = Softmax(c)  y = MatMul(d, w) }"""
+        a = MatMul(x, w)  [norm] b = LayerNormalization(a, s, s)  c = MatMul(b, w)
+        d = Softmax(c)  y = MatMul(d, w) }"""
     _, report = convert(tmp_path, model(text, w=np.eye(8), s=np.ones(8, np.float32)))
     assert list(report.kept) == ["norm"]
     assert "mean and variance are sums" in report.kept["norm"]
@@ -244,7 +195,8 @@ def test_a_cast_from_integers_is_read_past_when_both_types_are_wanted(tmp_path: 
 
 
 def test_one_constant_serves_both_types_without_a_cast(tmp_path: Path) -> None:
-    text = "g (float[n, 4] x) => (float[n, 4] y) { a = MatMul(x, w) b = Add(a, c) e = Exp(b) d = Mul(e, c) y = MatMul(d, w) }"
+    text = """g (float[n, 4] x) => (float[n, 4] y) {
+        a = MatMul(x, w) b = Add(a, c) e = Exp(b) d = Mul(e, c) y = MatMul(d, w) }"""
     result, _ = convert(tmp_path, model(text, w=np.eye(4), c=normal(4)))
     assert types(result)["c"] == TensorProto.FLOAT
     assert types(result)["c_float16"] == TensorProto.FLOAT16
@@ -274,7 +226,7 @@ def test_an_output_that_is_also_read_inside_is_cast_once(tmp_path: Path) -> None
 
 def test_a_node_between_float32_nodes_is_not_worth_its_casts(tmp_path: Path) -> None:
     text = "g (float[n, 4] x) => (float[n, 4] y) { a = Exp(x) [mid] b = Abs(a) c = Log(b) y = MatMul(c, w) }"
-    result, report = convert(tmp_path, model(text, w=np.eye(4)))
+    _, report = convert(tmp_path, model(text, w=np.eye(4)))
     assert "mid" in report.kept
     assert report.casts == 2
 
@@ -312,6 +264,17 @@ def test_what_cannot_become_float16_is_refused(text: str, what: str, tmp_path: P
     assert caught.value.exit_code == 4
 
 
+def test_what_the_parser_of_tensorrt_refuses_in_float16_stays_float32(tmp_path: Path) -> None:
+    text = """g (float[3, 2, 4] x) => (float[3, 1, 2, 5] y) {{
+        a = MatMul(x, m)  [lstm] y = LSTM<hidden_size = 5>(a, w, r, , {lengths}) }}"""
+    weights: Arrays = {"m": np.eye(4), "w": normal(1, 20, 4), "r": normal(1, 20, 5)}
+    lengths = np.array([3, 2], np.int32)
+    _, report = convert(tmp_path, model(text.format(lengths="n"), n=lengths, **weights))
+    assert report.kept == {"lstm": "TensorRT's ONNX parser refuses it in float16 when sequence lengths are given"}
+    _, report = convert(tmp_path, model(text.format(lengths=""), **weights))
+    assert report.kept == {}
+
+
 def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(tmp_path, cnn())
     whole = run(tmp_path / "half.onnx", x=normal(2, 3, 8, 8))
@@ -332,47 +295,3 @@ def test_tensorrt_parses_what_the_pass_writes(tmp_path: Path) -> None:
         assert parser.parse_from_file(str(tmp_path / "half.onnx")), parser.get_error(0).desc()
         assert network.get_input(0).dtype == trt.float32
         assert network.get_output(0).dtype == trt.float32
-
-
-def stage_run(folder: Path, source: onnx.ModelProto, stage: Float16) -> tuple[Artifact, Artifact, list[str]]:
-    notes: list[str] = []
-    (folder / "in").mkdir()
-    (folder / "out").mkdir()
-    onnx.save(source, folder / "in" / "model.onnx")
-
-    def no_samples(split: str) -> object:
-        raise AssertionError(f"the stage read the {split} samples")
-
-    context = StageContext(folder / "log", notes.append, lambda *_: None, no_samples)  # type: ignore[arg-type]
-    parent = Artifact("onnx", folder / "in", "0" * 64)
-    stage.run({"graph": parent}, folder / "out", context)
-    return parent, Artifact("onnx", folder / "out", "1" * 64), notes
-
-
-def test_the_stage_notes_what_stayed_float32_and_why(tmp_path: Path) -> None:
-    *_, notes = stage_run(tmp_path, cnn(), Float16(keep=("Gemm",)))
-    assert notes == ["4 of 5 floating-point nodes are float16, 2 casts", "float32: 1 x listed in keep (fc)"]
-
-
-def tolerance_holds(folder: Path, source: onnx.ModelProto) -> bool:
-    stage = Float16()
-    parent, output, _ = stage_run(folder, source, stage)
-    assert stage.tolerance is not None
-    assert stage.tolerance.min_sqnr_db is not None
-    session = stage.open_output(output)
-    assert not isinstance(session, str)
-    x = normal(9, 3, 8, 8)
-    with session, stage.open_parent({"graph": parent}) as before:
-        return sqnr_db(before.infer({"x": x})["y"], session.infer({"x": x})["y"]) >= stage.tolerance.min_sqnr_db
-
-
-def test_the_stage_keeps_its_budget(tmp_path: Path) -> None:
-    assert tolerance_holds(tmp_path, cnn())
-
-
-def test_a_graph_whose_activations_overflow_breaks_the_budget(tmp_path: Path) -> None:
-    assert not tolerance_holds(tmp_path, cnn(scale=300.0))
-
-
-def test_keep_is_read_from_a_list_as_a_recipe_writes_it() -> None:
-    assert Float16.model_validate({"keep": ["Gemm"]}).keep == ("Gemm",)

@@ -79,7 +79,7 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
     steps = np.float32(0.02) * scales
     restored = to_int32(bias, steps) * steps.astype(np.float64)
     assert restored[0] == pytest.approx(0.31, abs=1e-6)
-    assert restored[1] == pytest.approx(0.1, abs=steps[1])
+    assert restored[1] == pytest.approx(0.1, abs=float(steps[1]))
     plain = np.float32(0.02) * weight_scales(weight, 0)  # scale 1: steps of 0.02 for the bias
     assert abs(to_int32(bias, plain)[0] * plain[0] - 0.31) > 5e-3
 

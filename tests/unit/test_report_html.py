@@ -40,6 +40,7 @@ class Page(HTMLParser):
         self.fetched: list[str] = []
         self.words: list[str] = []
         self.scripts = 0
+        self.glued = False
         self.ids: list[str] = []
         self.labelled: list[str] = []
         self.feed(markup)
@@ -56,6 +57,7 @@ class Page(HTMLParser):
 
     def _attributes(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.scripts += tag == "script"
+        self.glued = tag == "wbr"  # a place to break a word, not a space
         for name, value in attrs:
             if name in {"src", "href", "xlink:href", "action", "srcset", "data"} and not (value or "").startswith("#"):
                 self.fetched.append(f"{tag} {name}={value}")
@@ -71,7 +73,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in {"script", "style"}:
+            if self.glued:
+                data = self.words.pop() + data
             self.words.append(data)
+            self.glued = False
 
     @property
     def text(self) -> str:
