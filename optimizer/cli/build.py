@@ -31,7 +31,7 @@ GATE_NOT_MET, UNDECIDED = 6, 7
 @click.option("--trace", type=click.Path(path_type=Path), help="Write a Chrome trace of the build.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, recipe: Path, settings: dict[str, str], **options: object) -> None:
+def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **options: object) -> None:
     """Build RECIPE: plan, build or reuse, measure, compare, report. The last line is the path of report.html."""
     from optimizer.cli.progress import open_progress
     from optimizer.paths import home, new_run

@@ -19,7 +19,7 @@ from optimizer.cli.options import device_option, json_option, remeasure_option, 
 @remeasure_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, run: str, settings: dict[str, str], **options: object) -> None:
+def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options: object) -> None:
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
     from optimizer.cli.build import finish
     from optimizer.cli.progress import open_progress

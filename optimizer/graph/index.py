@@ -54,6 +54,7 @@ class GraphIndex:
         self.outputs = {o.name for o in self.graph.output}
         self.types = {v.name: v.type.tensor_type.elem_type for v in (*self.graph.input, *self.graph.output)}
         self.types |= {name: tensor.data_type for name, tensor in self._constants.items()}
+        self.shapes: dict[str, tuple[int | None, ...]] = {}  # filled by who has inferred them
 
     def is_constant(self, name: str) -> bool:
         """Is the tensor an initializer, or the output of a Constant node?"""

@@ -26,6 +26,7 @@ class PairWriter:
         self.head: list[onnx.NodeProto] = []  # DequantizeLinear of constants
         self.tensors: dict[str, onnx.TensorProto] = {}
         self.replaced: dict[tuple[str, int], str] = {}  # inputs of nodes that now read another tensor
+        self.integers: dict[str, str] = {}  # the quantized tensor of each pair
         self.parameters: dict[str, list[str]] = {}  # names of scale and zero point by root
         self.weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
 
@@ -57,6 +58,7 @@ class PairWriter:
             if value.name in self.placement.roots:
                 body += self._pair(value.name, value.name, dequantized)
         for node in graph.node:
+            body += self._guards(node)
             self._redirect(node, dequantized)
             body.append(node)
             for position, output in enumerate(node.output):
@@ -72,13 +74,32 @@ class PairWriter:
         graph.initializer.extend(self.tensors.values())
         _drop_unread(graph)
 
+    def _guards(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Return the DequantizeLinear nodes that belong to this reader alone, and let it read them."""
+        made: list[onnx.NodeProto] = []
+        for position, name in enumerate(node.input):
+            found = self.placement.guards.get((node.output[0], position))
+            if found is None:
+                continue
+            axis, length = found
+            affine = self.affine[self.placement.roots[name]]
+            inputs = [
+                self.integers[name],
+                self._constant(f"{name}_scales", np.full(length, affine.scale, dtype=np.float32)),
+                self._constant(f"{name}_zero_points", np.full(length, affine.zero_point, dtype=affine.dtype)),
+            ]
+            result = self._fresh(f"{name}_dequantized")
+            made.append(_node("DequantizeLinear", inputs, result, f"{result}/dequantize", axis=axis))
+            self.replaced[node.output[0], position] = result
+        return made
+
     def _redirect(self, node: onnx.NodeProto, dequantized: Mapping[str, str]) -> None:
         key = node.output[0]
         for position, name in enumerate(node.input):
-            if name in dequantized and (name in self.placement.whole or (key, position) in self.placement.edges):
-                node.input[position] = dequantized[name]
-            elif (key, position) in self.replaced:
+            if (key, position) in self.replaced:
                 node.input[position] = self.replaced[key, position]
+            elif name in dequantized and (name in self.placement.whole or (key, position) in self.placement.edges):
+                node.input[position] = dequantized[name]
 
     def _pair(self, tensor: str, source: str, dequantized: dict[str, str]) -> list[onnx.NodeProto]:
         root = self.placement.roots[tensor]
@@ -90,7 +111,7 @@ class PairWriter:
             ]
         integers = self._fresh(f"{tensor}_quantized")
         result = tensor if source != tensor else self._fresh(f"{tensor}_dequantized")
-        dequantized[tensor] = result
+        dequantized[tensor], self.integers[tensor] = result, integers
         return [
             _node("QuantizeLinear", [source, *self.parameters[root]], integers, f"{tensor}/quantize"),
             _node("DequantizeLinear", [integers, *self.parameters[root]], result, f"{tensor}/dequantize"),

@@ -54,7 +54,7 @@ def quantize(
     candidates, left = _examine_all(index, dialect, keep)
     if not candidates:
         raise StageError("no layer is left to quantize: " + "; ".join(summarize(left)), where="quantize")
-    placement = place_tensorrt(candidates) if dialect == "tensorrt" else place_cpu(index, candidates)
+    placement = place_tensorrt(candidates) if dialect == "tensorrt" else place_cpu(index, candidates, left)
     missing = sorted(set(placement.roots.values()) - set(ranges))
     if missing:
         raise StageError(
@@ -85,7 +85,9 @@ def summarize(left: Mapping[str, str], limit: int = 3) -> list[str]:
 
 def _index(model: onnx.ModelProto) -> GraphIndex:
     index = GraphIndex(model)
-    index.types |= {n: t.elem_type for n, t in infer(model, concrete=False).items() if t.elem_type}
+    inferred = infer(model, concrete=False)
+    index.types |= {n: t.elem_type for n, t in inferred.items() if t.elem_type}
+    index.shapes |= {n: t.shape for n, t in inferred.items() if t.shape is not None}
     return index
 
 

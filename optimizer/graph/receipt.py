@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from optimizer.errors import MissingToolError, StageError
+from optimizer.runtime.onnx import CRASHING_OPTIMIZERS
 from optimizer.graph.cost import OPERANDS, macs
 from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.shapes import TensorType, infer
@@ -39,27 +41,54 @@ _INTEGER_KERNELS = frozenset(
     }
 )
 _ERRORS_ONLY = 3
+HIDDEN = "hidden in fused operators"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Precision and multiply-accumulates of every node that has any, by node name."""
+
+    precisions: Mapping[str, str]
+    macs: Mapping[str, int]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of multiply-accumulates per precision; empty where nothing multiplies."""
+        total = sum(self.macs.values())
+        sums: dict[str, int] = {}
+        for name, count in self.macs.items():
+            sums[self.precisions[name]] = sums.get(self.precisions[name], 0) + count
+        return {name: sums[name] / total for name in sorted(sums)} if total else {}
 
 
 def delivered_by_graph(model: Path | onnx.ModelProto) -> dict[str, float]:
-    """Return the share of multiply-accumulates per precision that a strongly typed builder executes.
+    """Return the shares that a strongly typed builder executes; see `graph_receipt`."""
+    return graph_receipt(model).shares
+
+
+def delivered_by_onnxruntime(model: Path, threads: int = 1) -> dict[str, float]:
+    """Return the shares that onnxruntime's CPU provider executes; see `onnxruntime_receipt`."""
+    return onnxruntime_receipt(model, threads).shares
+
+
+def graph_receipt(model: Path | onnx.ModelProto) -> Receipt:
+    """Return the precision of every node as a strongly typed builder executes it.
 
     A node whose operands are both dequantized computes in their stored type; any other in the type of its activation.
-    Empty where nothing multiplies. Nodes inside If, Loop and Scan and recurrent layers are not counted.
+    Nodes inside If, Loop and Scan and recurrent layers are not counted.
     Raises: StageError when a shape that the count needs is unknown.
     """
     if isinstance(model, Path):
         model = onnx.load(model, load_external_data=False)
-    return _shares(precision_by_node(model), macs(model))
+    return Receipt(precision_by_node(model), macs(model))
 
 
-def delivered_by_onnxruntime(model: Path, threads: int = 1) -> dict[str, float]:
-    """Return the share of multiply-accumulates per precision that onnxruntime's CPU provider executes.
+def onnxruntime_receipt(model: Path, threads: int = 1) -> Receipt:
+    """Return the precision of every node as onnxruntime's CPU provider executes it.
 
     Read from the graph that onnxruntime optimised for itself, before its layout transforms: float16 operators appear
     there in float32, between the Casts it inserts, and Q/DQ around an operator it has no integer kernel for stays
-    Q/DQ. Work that it hid in a larger fused operator (attention) runs in float32 and is counted so.
-    Empty where nothing multiplies.
+    Q/DQ. Work that it hid in a larger fused operator (attention) runs in float32 and is counted so, as HIDDEN.
     Raises: MissingToolError without onnxruntime, StageError when it refuses the model.
     """
     original = onnx.load(model, load_external_data=False)
@@ -69,12 +98,11 @@ def delivered_by_onnxruntime(model: Path, threads: int = 1) -> dict[str, float]:
     expected = macs(original, before)
     counted = _count(optimised, before, expected)
     index = _typed_index(optimised)
-    precisions = {node_key(n): _executed(index, n) for n in optimised.graph.node if n.op_type in OPERANDS}
+    precisions = {_name(n): _executed(index, n) for n in optimised.graph.node if n.op_type in OPERANDS}
     hidden = sum(expected.values()) - sum(counted.values())
     if hidden > 0:
-        counted["hidden in fused operators"] = hidden
-        precisions["hidden in fused operators"] = "fp32"
-    return _shares(precisions, counted)
+        counted[HIDDEN], precisions[HIDDEN] = hidden, "fp32"
+    return Receipt(precisions, counted)
 
 
 def precision_by_node(model: onnx.ModelProto) -> dict[str, str]:
@@ -112,12 +140,9 @@ def _typed_index(model: onnx.ModelProto) -> GraphIndex:
     return index
 
 
-def _shares(precisions: Mapping[str, str], counts: Mapping[str, int]) -> dict[str, float]:
-    total = sum(counts.values())
-    sums: dict[str, int] = {}
-    for name, count in counts.items():
-        sums[precisions[name]] = sums.get(precisions[name], 0) + count
-    return {name: sums[name] / total for name in sorted(sums)} if total else {}
+def _name(node: onnx.NodeProto) -> str:
+    """Return the name that a node had before onnxruntime fused an activation into it."""
+    return node_key(node).removeprefix("fused ")
 
 
 def _count(optimised: onnx.ModelProto, before: Mapping[str, TensorType], expected: Mapping[str, int]) -> dict[str, int]:
@@ -128,9 +153,9 @@ def _count(optimised: onnx.ModelProto, before: Mapping[str, TensorType], expecte
     counts: dict[str, int] = {}
     for node in optimised.graph.node:
         if node.op_type in OPERANDS:
-            name = node_key(node).removeprefix("fused ")
             alone = onnx.ModelProto(graph=onnx.GraphProto(node=[node]))
-            counts[node_key(node)] = expected[name] if name in expected else macs(alone, types)[node_key(node)]
+            known_cost = expected.get(_name(node))
+            counts[_name(node)] = macs(alone, types)[node_key(node)] if known_cost is None else known_cost
     return counts
 
 
@@ -152,7 +177,12 @@ def _optimise(model: Path, target: Path, threads: int) -> onnx.ModelProto:
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "65536")
     try:
-        ort.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(
+            str(model),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=CRASHING_OPTIMIZERS,
+        )
     except tuple(_refusals(ort)) as error:
         raise StageError(
             f"onnxruntime refuses the model: {' '.join(str(error).split())[:400]}", where=str(model)

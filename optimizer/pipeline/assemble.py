@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.digest import sha256_bytes
 from optimizer.environment import environment
 from optimizer.errors import OptimizerError
-from optimizer.gate import judge, overall, pareto, recommend
+from optimizer.gate import Better, judge, overall, pareto, recommend
 from optimizer.metrics import metric_named
 from optimizer.pipeline.measure import Measured, read_document
 from optimizer.results import (
@@ -51,10 +51,10 @@ def assemble(outcome: Outcome) -> Report:
     candidates = [_candidate(s, outcome, latency["candidates"].get(s.name)) for s in outcome.subjects]
     candidates += outcome.failed
     baseline = candidates[0]
-    judged = [_judged(c, baseline, recipe) for c in candidates]
     metric = next(iter(recipe.metrics), None)
     batch = str((recipe.gate.batch if recipe.gate else None) or recipe.measure.batches[0])
-    better = {name: metric_named(name).better for name in recipe.metrics}
+    better: dict[str, Better] = {name: metric_named(name).better for name in recipe.metrics}
+    judged = [_judged(c, baseline.name, recipe, batch, better) for c in candidates]
     return Report(
         recipe=RecipeRef(name=recipe.name, path=str(recipe.path), sha256=sha256_bytes(recipe.text)),
         environment=environment(recipe.measure.threads, latency["affinity"]),
@@ -63,7 +63,7 @@ def assemble(outcome: Outcome) -> Report:
         stages=tuple(outcome.stages),
         pareto=pareto(judged, metric, batch, better.get(metric or "", "higher")),
         recommended=recommend(judged, baseline.name, recipe.gate, batch),
-        verdict=overall(judged, baseline.name, recipe.gate),
+        verdict=overall(judged, recipe.gate),
         gate=recipe.gate.model_dump(mode="json", exclude_none=True) if recipe.gate else None,
         metrics=better,
         command=outcome.command,
@@ -126,7 +126,9 @@ def failed_candidate(candidate: Candidate, error: OptimizerError) -> CandidateRe
     )
 
 
-def _judged(candidate: CandidateReport, baseline: CandidateReport, recipe: Recipe) -> CandidateReport:
-    if candidate.status != "measured" or candidate.name == baseline.name:
+def _judged(
+    candidate: CandidateReport, baseline: str, recipe: Recipe, batch: str, better: dict[str, Better]
+) -> CandidateReport:
+    if candidate.status != "measured" or candidate.name == baseline:
         return candidate
-    return candidate.model_copy(update={"verdict": judge(candidate, baseline, recipe.gate)})
+    return candidate.model_copy(update={"verdict": judge(candidate, recipe.gate, batch, better)})

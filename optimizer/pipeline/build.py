@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,9 +114,9 @@ def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject]
     return subjects, failed
 
 
-def distinct(errors: object) -> list[OptimizerError]:
+def distinct(errors: Iterable[OptimizerError]) -> list[OptimizerError]:
     """Return each error once: one failed stage fails several candidates."""
-    return list(dict.fromkeys(errors))  # type: ignore[call-overload, no-any-return]
+    return list(dict.fromkeys(errors))
 
 
 def unstable(report: Report, recipe: Recipe) -> list[OptimizerError]:

@@ -161,8 +161,7 @@ def _evaluate(
             golden_samples=GOLDEN_SAMPLES,
         )
     found = {base.name: result.baseline, **result.candidates}
-    for name, error in result.failures.items():
-        measured.failures[name] = error
+    measured.failures |= result.failures
     return found, sentences
 
 

@@ -16,6 +16,7 @@ from optimizer.digest import sha256_file
 from optimizer.errors import UsageError
 from optimizer.pipeline.measure import GOLDEN, LATENCY, OUTCOMES, Measured
 from optimizer.results import ArtifactRef
+from optimizer.types import Artifact
 
 if TYPE_CHECKING:
     from optimizer.pipeline.subject import Subject
@@ -28,14 +29,13 @@ SCHEMA = 1
 def place_artifacts(subjects: Sequence[Subject], run: Path) -> dict[str, ArtifactRef]:
     """Put every candidate's artifact, and the ONNX behind an engine, into the run's folder."""
     placed: dict[str, ArtifactRef] = {}
-    graphs: dict[str, str] = {}
     for subject in subjects:
         folder = run / "artifacts" / subject.name
         _link_tree(subject.artifact.path, folder)
         if subject.graph is not None and subject.graph.digest != subject.artifact.digest:
-            graphs[subject.name] = graph_folder(subject)
-            if not (run / graphs[subject.name]).exists():
-                _link_tree(subject.graph.path, run / graphs[subject.name])
+            place = run / graph_folder(subject.graph)
+            if not place.exists():
+                _link_tree(subject.graph.path, place)
         main = folder / subject.artifact.file.name if subject.artifact.format != "checkpoint" else _weights(folder)
         placed[subject.name] = ArtifactRef(
             path=str(main.relative_to(run)),
@@ -46,9 +46,9 @@ def place_artifacts(subjects: Sequence[Subject], run: Path) -> dict[str, Artifac
     return placed
 
 
-def graph_folder(subject: Subject) -> str | None:
-    """Where a run keeps the ONNX that a candidate was made from, by content."""
-    return f"artifacts/graphs/{subject.graph.digest[:16]}" if subject.graph is not None else None
+def graph_folder(graph: Artifact) -> str:
+    """Where a run keeps an ONNX that engines were built from, by content."""
+    return f"artifacts/graphs/{graph.digest[:16]}"
 
 
 def _weights(folder: Path) -> Path:
@@ -115,7 +115,7 @@ def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dic
                 "precision": s.precision,
                 "runtime": s.runtime,
                 "device": s.device,
-                "graph": graph_folder(s) if s.artifact.format == "engine" else None,
+                "graph": graph_folder(s.graph) if s.graph is not None and s.artifact.format == "engine" else None,
                 "graph_digest": s.graph.digest if s.graph else None,
             }
             for s in subjects

@@ -15,9 +15,9 @@ _ONLY_STATE_DICT = ("factory", "arguments", "files", "key", "strip_prefix", "tru
 _ONLY_TORCH = ("key", "trust")
 
 
-def check(draft: Draft, folder: Path, words: Vocabulary, problems: Problems) -> None:
+def check(draft: Draft, folder: Path, words: Vocabulary, problems: Problems, *, model_files: bool = True) -> None:
     """Check everything that the recipe names beside itself, in `folder`."""
-    if draft.model is not None:
+    if draft.model is not None and model_files:
         _model(draft.model, folder, words, problems)
     if draft.data is not None:
         _data(draft.data, folder, problems)

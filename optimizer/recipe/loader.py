@@ -16,24 +16,37 @@ from optimizer.recipe.vocabulary import Vocabulary
 from optimizer.recipe.wording import Problems, nearest
 
 
-def load_recipe(path: Path, settings: Mapping[str, str] | None = None, vocabulary: Vocabulary | None = None) -> Recipe:
+def load_recipe(
+    path: Path,
+    settings: Mapping[str, str] | None = None,
+    vocabulary: Vocabulary | None = None,
+    *,
+    model_files: bool = True,
+    origin: Path | None = None,
+) -> Recipe:
     """Read and check a recipe. `settings` fill `${NAME}`, before the environment's `OPTIMIZE_NAME` does.
 
+    The copy of a recipe inside a run has its model among the run's artifacts (`model_files=False`), and a folder of
+    pictures that did not travel with it is looked for where the recipe came from (`origin`).
     Raises: RecipeError with every problem, root cause first, each with line and column.
     """
     words = vocabulary or Vocabulary.of_this_package()
     text, problems = _read(path)
     document = _parse(text, settings or {}, problems)
     found: dict[str, Any] = {}
+    folder = path.absolute().parent
     if document is not None and isinstance(document.data, dict):
-        draft = sections.read(document.data, path.absolute().parent, words, problems)
+        draft = sections.read(document.data, folder, words, problems)
         checks.check(draft, words, problems)
-        files.check(draft, path.absolute().parent, words, problems)
+        pictures = draft.data.folder if draft.data is not None else None
+        if origin is not None and pictures is not None and not (folder / pictures).exists():
+            folder = origin
+        files.check(draft, folder, words, problems, model_files=model_files)
         found = draft.found()
     elif document is not None:
         mapping(document.data, (), problems)  # says that it must be one
     _raise(problems)
-    facts: dict[str, Any] = {"path": path.absolute(), "folder": path.absolute().parent, "text": text}
+    facts: dict[str, Any] = {"path": path.absolute(), "folder": folder, "text": text}
     return Recipe(**found, **facts, settings=document.settings if document else {})
 
 

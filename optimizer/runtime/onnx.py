@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ _DTYPES = {
 }
 _CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
+# This one ends the process with a segmentation fault on float16 transformer graphs (microsoft/onnxruntime#32405).
+CRASHING_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
 
 
 class OnnxSession(Session):
@@ -113,7 +116,9 @@ class OnnxSession(Session):
         if self._device != "cpu":
             _preload(ort)
         try:
-            session = ort.InferenceSession(str(self._path), sess_options=options, providers=providers)
+            session = ort.InferenceSession(
+                str(self._path), sess_options=options, providers=providers, disabled_optimizers=CRASHING_OPTIMIZERS
+            )
         except self._refusals() as error:
             raise StageError(f"onnxruntime refuses the model: {_one_line(error)}", where=str(self._path)) from error
         # Without this a failing provider is replaced by the CPU, and only a log line says so.
@@ -176,6 +181,8 @@ class OnnxSession(Session):
 
 def missing(device: str) -> str | None:
     """Return the sentence that says what onnxruntime lacks to execute on `device`, or None when it can."""
+    if device == "cpu" and importlib.util.find_spec("onnxruntime") is not None:
+        return None  # nothing is loaded for the answer: an unchanged build asks it too
     try:
         ort = _onnxruntime()
         if device != "cpu":

@@ -60,10 +60,17 @@ class Quantize(Stage):
     def _check_delivered(self, path: Path, quantized: Quantized) -> float:
         """Return the int8 share as the target executes it, not as the graph was meant."""
         from optimizer.graph.quantize import summarize
-        from optimizer.graph.receipt import delivered_by_graph, delivered_by_onnxruntime
+        from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 
-        shares = delivered_by_graph(path) if self.dialect == "tensorrt" else delivered_by_onnxruntime(path)
-        share = shares.get("int8", 0.0)
+        receipt = graph_receipt(path) if self.dialect == "tensorrt" else onnxruntime_receipt(path)
+        taken = [name for name in quantized.left if receipt.precisions.get(name) == "int8"]
+        if taken:
+            raise StageError(
+                f"onnxruntime runs {', '.join(taken[:5])} in int8 by itself, although it shall stay in float",
+                where="quantize",
+                hint="Take it out of keep:, or keep the layers before and behind it as well.",
+            )
+        share = receipt.shares.get("int8", 0.0)
         if share > 0.0 and share >= self.at_least:
             return share
         reasons = summarize(quantized.left) or ["onnxruntime has no integer kernel for the layers as they stand"]
@@ -71,7 +78,7 @@ class Quantize(Stage):
             f"int8 reaches {share:.1%} of the multiply-accumulates, at_least asks for {self.at_least:.1%}; "
             f"in float stay {'; '.join(reasons[:6])}",
             where="quantize",
-            hint=f"Shorten keep:, or accept it with at_least: {max(share - 0.005, 0):.2f}"
+            hint=f"Shorten keep:, or accept it with at_least: {int(share * 100) / 100:.2f}"
             if share >= 0.01
             else "Remove the int8 variant from the recipe: this model gains nothing from it.",
         )

@@ -54,15 +54,13 @@ RESIDUAL_WEIGHTS = {
 }  # fmt: skip
 
 
-def build(
-    text: str, weights: Mapping[str, tuple[int, ...]], *, seed: int = 0, header: str = HEADER
-) -> onnx.ModelProto:
+def build(text: str, weights: Mapping[str, tuple[int, ...]], *, seed: int = 0, header: str = HEADER) -> onnx.ModelProto:
     """Parse a graph and give it seeded weights, whose channels differ in size as trained ones do; nodes get names."""
     model = onnx.parser.parse_model(header + text)
     rng = np.random.default_rng(seed)
     for name, shape in weights.items():
         fan = max(int(np.prod(shape[1:])), 1)
-        spread = np.exp(rng.normal(size=(shape[0],) + (1,) * (len(shape) - 1)))
+        spread = np.exp(rng.normal(size=shape[:1] + (1,) * (len(shape) - 1)))
         value = rng.normal(size=shape) * spread / np.sqrt(fan)
         model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     for node in model.graph.node:

@@ -1,0 +1,108 @@
+"""Verdicts: each measured candidate against the gate, the front, what to recommend, and the run as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from optimizer.results import CandidateReport, MetricDelta, Speedup, Status, Verdict
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Gate
+
+Better = Literal["higher", "lower"]
+
+
+def judge(candidate: CandidateReport, gate: Gate | None, batch: str, metrics: dict[str, Better]) -> Verdict:
+    """Judge one measured candidate: pass when every limit holds with its interval, fail when one is broken with it."""
+    if gate is None:
+        return Verdict(status="pass", reasons=("no gate",))
+    found: list[tuple[Status, str]] = []
+    for name, limit in gate.metrics.items():
+        found.append(judge_drop(name, candidate.accuracy_delta[name], limit.max_drop, metrics[name]))
+    if gate.speedup is not None:
+        ratio = (candidate.speedup or {}).get(batch)
+        found.append(judge_speedup(ratio, gate.speedup.min, batch))
+    return combine(found)
+
+
+def judge_drop(name: str, delta: MetricDelta, max_drop: float, better: Better) -> tuple[Status, str]:
+    """Judge a metric's change: a drop is a change for the worse, whichever direction that is."""
+    low, high = delta.ci95 if better == "higher" else (-delta.ci95[1], -delta.ci95[0])
+    change = delta.value if better == "higher" else -delta.value
+    said = f"{name} changed by {change:+.4f} for the better (95 % interval {low:+.4f} to {high:+.4f})"
+    if low >= -max_drop:
+        return "pass", f"{said}; a drop of {max_drop:g} is allowed"
+    if high < -max_drop:
+        return "fail", f"{said}; at most a drop of {max_drop:g} is allowed"
+    return "inconclusive", f"{said}; whether it drops by more than {max_drop:g} cannot be decided with these samples"
+
+
+def judge_speedup(ratio: Speedup | None, least: float, batch: str) -> tuple[Status, str]:
+    """Judge a speedup at the gate's batch."""
+    if ratio is None:
+        return "inconclusive", f"no speedup was measured at batch {batch}"
+    low, high = ratio.ci95
+    said = f"speedup at batch {batch} is {ratio.value:.2f} (95 % interval {low:.2f} to {high:.2f})"
+    if low >= least:
+        return "pass", f"{said}; at least {least:g} is needed"
+    if high < least:
+        return "fail", f"{said}; at least {least:g} is needed"
+    return "inconclusive", f"{said}; whether it reaches {least:g} cannot be decided with these samples"
+
+
+def combine(found: Sequence[tuple[Status, str]]) -> Verdict:
+    """One broken limit fails; one undecided leaves all undecided; the reasons that decide come first."""
+    order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
+    status = next((s for s in order if any(s == own for own, _ in found)), "pass")
+    reasons = [reason for s in order for own, reason in found if own == s]
+    return Verdict(status=status, reasons=tuple(reasons))
+
+
+def pareto(candidates: Sequence[CandidateReport], metric: str | None, batch: str, better: Better) -> tuple[str, ...]:
+    """Names of measured candidates that no other beats in both accuracy and latency, fastest first."""
+    points = [
+        (c.latency_ms[batch].p50, _worth(c, metric, better), c.name)
+        for c in candidates
+        if c.status == "measured" and c.latency_ms and batch in c.latency_ms
+    ]
+    front = [
+        p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and (q[0] < p[0] or q[1] > p[1]) for q in points)
+    ]
+    return tuple(name for _, _, name in sorted(front))
+
+
+def _worth(candidate: CandidateReport, metric: str | None, better: Better) -> float:
+    if metric is None or metric not in candidate.accuracy:
+        return 0.0
+    value = candidate.accuracy[metric].value
+    return value if better == "higher" else -value
+
+
+def recommend(candidates: Sequence[CandidateReport], baseline: str, gate: Gate | None, batch: str) -> dict[str, str]:
+    """Per device, the fastest measured candidate that passes; without a gate the baseline counts as well."""
+    best: dict[str, tuple[float, str]] = {}
+    for candidate in candidates:
+        if candidate.status != "measured" or not candidate.latency_ms or batch not in candidate.latency_ms:
+            continue
+        passes = candidate.verdict is not None and candidate.verdict.status == "pass"
+        if not passes and not (gate is None and candidate.name == baseline):
+            continue
+        point = (candidate.latency_ms[batch].p50, candidate.name)
+        best[candidate.device] = min(best.get(candidate.device, point), point)
+    return {device: name for device, (_, name) in best.items()}
+
+
+def overall(candidates: Sequence[CandidateReport], gate: Gate | None) -> Verdict:
+    """The run's verdict: pass if a candidate passes, fail if all fail, else it cannot be decided; no gate: pass."""
+    if gate is None:
+        return Verdict(status="pass", reasons=("The recipe has no gate.",))
+    judged = [c for c in candidates if c.verdict is not None]
+    if not judged:
+        return Verdict(status="inconclusive", reasons=("No candidate could be measured here, so none was judged.",))
+    passing = [c.name for c in judged if c.verdict and c.verdict.status == "pass"]
+    if passing:
+        return Verdict(status="pass", reasons=(f"{', '.join(passing)} of {len(judged)} judged hold every limit.",))
+    reasons = tuple(f"{c.name}: {c.verdict.reasons[0]}" for c in judged if c.verdict and c.verdict.reasons)
+    failed = all(c.verdict and c.verdict.status == "fail" for c in judged)
+    return Verdict(status="fail" if failed else "inconclusive", reasons=reasons)
