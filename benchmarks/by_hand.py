@@ -29,20 +29,17 @@ from safetensors.torch import load_file
 
 DEMO = pathlib.Path(__file__).parent.parent / "recipes" / "digits-cnn"
 sys.path.insert(0, str(DEMO))
-from data import digits  # noqa: E402
-from model import SmallCNN  # noqa: E402
+from data import digits
+from model import SmallCNN
 
 CAPABILITIES = ("SM86", "SM89", "SM120")
 BATCHES = (1, 3, 16, 64)
 PHASES: dict[str, float] = {}
-_last = STARTED
 
 
 def phase(name: str) -> None:
-    global _last
-    now = time.perf_counter()
-    PHASES[name] = PHASES.get(name, 0.0) + now - _last
-    _last = now
+    """Everything since the last phase was this one."""
+    PHASES[name] = time.perf_counter() - STARTED - sum(PHASES.values())
 
 
 def prepare(pictures: np.ndarray) -> np.ndarray:

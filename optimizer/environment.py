@@ -88,6 +88,7 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -55,7 +56,8 @@ def run_isolated(
 
     Whatever the child or native code in it prints goes to `log`. `what` locates the failure in the error's text.
     Units: `memory_bytes` bounds the child's private memory (Linux RLIMIT_DATA).
-    Raises: the OptimizerError that the function raised, as itself; StageError for every other end of the child.
+    Raises: the OptimizerError that the function raised, as itself; OSError when the disk is full; StageError for every
+    other end of the child.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="optimizer-") as folder, log.open("ab") as stream:
@@ -83,6 +85,8 @@ def run_isolated(
     if "error" in answer:
         raise _known_error(answer["error"], what)
     if "exception" in answer:
+        if answer["exception"]["errno"] in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(answer["exception"]["errno"], answer["exception"]["message"])
         raise place.raised(answer["exception"])
     return IsolatedResult(answer["value"], seconds, int(answer["peak_rss_bytes"]))
 
@@ -214,7 +218,8 @@ def _answer_errors(response: Path) -> Callable[[type[BaseException], BaseExcepti
             document = {"error": {"kind": kind.__name__, "what": error.what, "where": error.where, "hint": error.hint}}
         else:
             sys.__excepthook__(kind, error, trace)
-            document = {"exception": {"type": kind.__name__, "message": str(error)}}
+            number = error.errno if isinstance(error, OSError) else None
+            document = {"exception": {"type": kind.__name__, "message": str(error), "errno": number}}
         response.write_text(json.dumps(document), encoding="utf-8")
 
     return answer

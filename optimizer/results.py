@@ -80,7 +80,7 @@ class MetricDelta(_Part):
 
 
 class Numerics(_Part):
-    """An output against the baseline's over the evaluation inputs; null where not defined (an exact match has no finite SQNR)."""
+    """An output against the baseline's; null where not defined: an exact match has no finite SQNR."""
 
     max_abs: float | None
     cosine: float | None

@@ -12,7 +12,7 @@ from optimizer.types import Artifact, TensorSpec
 
 
 class Runner(ABC):
-    """Entering loads, leaving frees. `device` is `cpu` or `cuda:N`; `threads` counts CPU threads inside one operator."""
+    """Entering loads, leaving frees. `device` is `cpu` or `cuda:N`; `threads` counts CPU threads of an operator."""
 
     runtime: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]

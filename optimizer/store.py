@@ -60,6 +60,10 @@ class ContentIndex:
         try:
             with db:
                 yield db
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise OSError(errno.ENOSPC, str(error), str(self._path)) from error
         finally:
             db.close()
 
@@ -250,6 +254,8 @@ def disk_error(error: OSError, place: Path) -> Exception:
     """Turn a full disk into an error that says so; any other OSError stays what it is."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
+    place = Path(error.filename).absolute() if isinstance(error.filename, str) else place
+    place = next(p for p in (place, *place.parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     return StageError(
         f"the disk is full ({free / 1e6:.0f} MB free); nothing of this step was stored",

@@ -41,8 +41,8 @@ ROOMS = (
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
 HEAVY = {
-    "torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxslim", "tensorrt", "tensorrt_rtx", "openvino", "scipy",
-    "sklearn", "matplotlib", "PIL", "psutil", "rich", "safetensors", "jinja2", "polygraphy", "pynvml",
+    "torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxslim", "tensorrt", "tensorrt_rtx", "openvino",
+    "scipy", "sklearn", "matplotlib", "PIL", "psutil", "rich", "safetensors", "jinja2", "polygraphy", "pynvml",
 }  # fmt: skip
 # Rooms that are themselves only imported from inside a stage's run.
 GRAPH_ROOMS = ("graph", "calibration", "engines")

@@ -25,7 +25,23 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was finished is stored and will be reused", err=True)
         return INTERRUPTED
+    except OSError as error:
+        return _full_disk(error)
     return code if isinstance(code, int) else 0
+
+
+def _full_disk(error: OSError) -> int:
+    """Say that the disk is full, wherever that was noticed; any other OSError is our bug."""
+    import click
+
+    from optimizer.paths import home
+    from optimizer.store import disk_error
+
+    known = disk_error(error, home())
+    if not isinstance(known, OptimizerError):
+        raise error
+    click.echo(f"error: {known.render()}", err=True)
+    return known.exit_code
 
 
 def entry() -> None:

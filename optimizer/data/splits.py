@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,20 @@ from optimizer.errors import StageError
 if TYPE_CHECKING:
     from optimizer.recipe.model import Recipe
 
+_REPLACED = "stand in the evaluation set too and were replaced"
+
+
+def about_replaced(notes: Iterable[str]) -> tuple[str, ...]:
+    """Return those notes of stages, reused ones too, that tell of replaced samples."""
+    return tuple(dict.fromkeys(note for note in notes if _REPLACED in note))
+
 
 class Splits:
-    """Calibration and evaluation samples of a recipe. `say` hears which samples were replaced."""
+    """Calibration and evaluation samples of a recipe. `replaced` says which calibration samples were replaced."""
 
-    def __init__(self, recipe: Recipe, say: Callable[[str], None]) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._say = say
+        self.replaced: list[str] = []
 
     def __call__(self, name: str) -> Samples:
         """Return the samples of `calibration` or `evaluation`."""
@@ -42,9 +49,7 @@ class Splits:
         samples, dropped = without_overlap(self._open(part.split), self.evaluation, part.samples, part.seed)
         if dropped:
             names = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
-            self._say(
-                f"calibration: {len(dropped)} samples stand in the evaluation set too and were replaced ({names})"
-            )
+            self.replaced.append(f"calibration: {len(dropped)} samples {_REPLACED} ({names})")
         return samples
 
     def _open(self, split: str) -> Samples:

@@ -12,6 +12,8 @@ from onnx import numpy_helper
 from optimizer.runtime.session import Array
 
 FLOAT = onnx.TensorProto.FLOAT
+# Operators whose output has the type of another input than the first: what is scaled back has that of its scale.
+_TYPED_BY = {"DequantizeLinear": 1, "Where": 1, "MatMulIntegerToFloat": 2}
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -86,12 +88,7 @@ class GraphIndex:
                 return 0
             if node.op_type == "Cast":
                 return int(attribute(node, "to"))
-            if node.op_type in {"DequantizeLinear", "DynamicQuantizeLinear"}:
-                name = node.input[1 if node.op_type == "DequantizeLinear" else 0]
-            elif node.op_type == "Where":
-                name = node.input[1]
-            else:
-                name = node.input[0]
+            name = node.input[_TYPED_BY.get(node.op_type, 0)]
         return 0
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx
 
-from optimizer.graph.index import FLOAT, GraphIndex, attribute
+from optimizer.graph.index import FLOAT, GraphIndex, attribute, node_key
 
 Dialect = Literal["tensorrt", "cpu"]
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -87,6 +87,6 @@ def _refused_by_onnxruntime(index: GraphIndex, found: Candidate) -> str | None:
     return None
 
 
-def uncounted(model: onnx.ModelProto) -> list[str]:
+def recurrent(index: GraphIndex) -> list[str]:
     """Return the recurrent layers: they stay in float, and their work is not among the multiply-accumulates counted."""
-    return [str(n.name or n.output[0]) for n in model.graph.node if n.op_type in _RECURRENT]
+    return [node_key(n) for n in index.graph.node if n.op_type in _RECURRENT]

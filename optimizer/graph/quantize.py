@@ -13,7 +13,7 @@ from optimizer.graph.affine import Bounds
 from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.placement import measured_tensors, parameters, place_cpu, place_tensorrt
 from optimizer.graph.qdq import PairWriter
-from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, examine
+from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, examine, recurrent
 from optimizer.graph.shapes import infer
 
 # QuantizeLinear and DequantizeLinear take one scale per channel from here on.
@@ -69,6 +69,7 @@ def quantize(
     writer.rewrite(model)
     flat = sorted(root for root, p in affine.items() if p.degenerate)
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
+    notes += [f"recurrent layer {name} stays in float32, and is not counted in the shares" for name in recurrent(index)]
     return Quantized(model, left, tuple(notes))
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 
 from optimizer.errors import MissingToolError, StageError
-from optimizer.runtime.onnx import CRASHING_OPTIMIZERS
 from optimizer.graph.cost import OPERANDS, macs
 from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.shapes import TensorType, infer
+from optimizer.runtime.onnx import CRASHING_OPTIMIZERS
 
 _NAMES = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -97,8 +97,8 @@ def onnxruntime_receipt(model: Path, threads: int = 1) -> Receipt:
     before = infer(original)
     expected = macs(original, before)
     counted = _count(optimised, before, expected)
-    index = _typed_index(optimised)
-    precisions = {_name(n): _executed(index, n) for n in optimised.graph.node if n.op_type in OPERANDS}
+    index = _typed_index(optimised, before)
+    precisions = {_name(n, expected): _executed(index, n) for n in optimised.graph.node if n.op_type in OPERANDS}
     hidden = sum(expected.values()) - sum(counted.values())
     if hidden > 0:
         counted[HIDDEN], precisions[HIDDEN] = hidden, "fp32"
@@ -134,15 +134,23 @@ def _executed(index: GraphIndex, node: onnx.NodeProto) -> str:
     return _NAMES.get(index.float_type(node.input[0]), "unknown")
 
 
-def _typed_index(model: onnx.ModelProto) -> GraphIndex:
+def _typed_index(model: onnx.ModelProto, known: Mapping[str, TensorType] | None = None) -> GraphIndex:
+    """Index a graph with the types of its tensors; `known` has those of the graph that onnxruntime made it from.
+
+    onnxruntime gives a tensor another name where it changes its type, and ONNX cannot infer behind its own operators.
+    """
     index = GraphIndex(model)
-    index.types |= {name: t.elem_type for name, t in infer(model).items() if t.elem_type and name not in index.types}
+    types = {**infer(model), **(known or {})}
+    index.types |= {name: t.elem_type for name, t in types.items() if t.elem_type and name not in index.types}
     return index
 
 
-def _name(node: onnx.NodeProto) -> str:
-    """Return the name that a node had before onnxruntime fused an activation into it."""
-    return node_key(node).removeprefix("fused ")
+def _name(node: onnx.NodeProto, expected: Mapping[str, int]) -> str:
+    """Return the name before onnxruntime fused others into the node: 'fused NAME', 'NAME/SomeFusion//Another/'."""
+    name = origin = node_key(node)
+    while origin and origin not in expected:
+        origin = origin.removeprefix("fused ") if origin.startswith("fused ") else origin.rpartition("/")[0]
+    return origin or name
 
 
 def _count(optimised: onnx.ModelProto, before: Mapping[str, TensorType], expected: Mapping[str, int]) -> dict[str, int]:
@@ -154,8 +162,8 @@ def _count(optimised: onnx.ModelProto, before: Mapping[str, TensorType], expecte
     for node in optimised.graph.node:
         if node.op_type in OPERANDS:
             alone = onnx.ModelProto(graph=onnx.GraphProto(node=[node]))
-            known_cost = expected.get(_name(node))
-            counts[_name(node)] = macs(alone, types)[node_key(node)] if known_cost is None else known_cost
+            name = _name(node, expected)
+            counts[name] = expected[name] if name in expected else macs(alone, types)[node_key(node)]
     return counts
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.data.splits import Splits
 from optimizer.errors import MeasurementError, OptimizerError, RecipeError
 from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
 from optimizer.pipeline.execute import Executed, Workshop, execute
@@ -53,8 +52,9 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
 
     Raises: OptimizerError when nothing can be built or the baseline cannot be measured.
     """
-    sentences: list[str] = []
-    splits = Splits(recipe, sentences.append)
+    from optimizer.data.splits import Splits, about_replaced
+
+    splits = Splits(recipe)
     locked = read_lock(recipe) if options.locked else None
     planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
     done = execute(planned, Workshop(recipe, store, splits, progress, run / "logs", options.device, locked))
@@ -62,7 +62,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     subjects, failed = _subjects(planned, done, options.device)
     errors = distinct(failed.values())
     if errors and not any(s for s in subjects[1:]):
-        raise errors[0]
+        raise together(errors)
     digest = planned.sources["evaluation"].artifact.digest
     bench = Bench(recipe, store, splits, progress, digest, options.device, options.remeasure)
     measured = measure(subjects, bench)
@@ -76,7 +76,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         measured,
         done.reports,
         options.command,
-        tuple(sentences),
+        about_replaced(note for stage in done.reports for note in stage.notes),
     )
     report = assemble(outcome)
     write_run(run, recipe, subjects, measured, planned.sources["evaluation"].document)
@@ -117,6 +117,14 @@ def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject]
 def distinct(errors: Iterable[OptimizerError]) -> list[OptimizerError]:
     """Return each error once: one failed stage fails several candidates."""
     return list(dict.fromkeys(errors))
+
+
+def together(errors: list[OptimizerError]) -> OptimizerError:
+    """Return one error that tells all of them, with the exit code of the gravest."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = type(max(errors, key=lambda error: error.exit_code))
+    return kind("\n".join(["nothing could be built:", *(error.render() for error in errors)]))
 
 
 def unstable(report: Report, recipe: Recipe) -> list[OptimizerError]:

@@ -68,8 +68,7 @@ def execute(plan: Plan, shop: Workshop) -> Executed:
         except OptimizerError as error:
             done.failures[step.id] = error
             done.reports.append(_report(step, None, None, False, (error.render(),)))
-            shop.progress.step(step.id, "failed", None, None)
-            shop.progress.say(error.render())
+            shop.progress.step(step.id, "failed", None, None)  # the error itself is told once, at the end
     return done
 
 
@@ -132,6 +131,8 @@ def _write(
         inputs, outputs = read_interface(step.stage.produces, workdir)
         made = Artifact(step.stage.produces, workdir, "", inputs, outputs)
         notes += _check(step, sources, made, shop)
+    if "data" in step.stage.consumes.values():
+        notes += shop.splits.replaced
     seconds = time.perf_counter() - started
     return StageRecord(step.stage.name, key, document, "", seconds, peak[0], tuple(notes), inputs, outputs)
 

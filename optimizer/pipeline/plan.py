@@ -52,8 +52,9 @@ def plan(
     """Work out every key that is known without building; runs no user code and loads no heavy package.
 
     `recompute` reads every source file again, whatever its size and time say.
-    Raises: MissingToolError, before anything is built, naming every tool that some stage lacks.
+    Raises: MissingToolError, before anything is built, naming every tool that some stage lacks, or the device.
     """
+    device_fingerprint(device)
     derivation = derive(recipe, only)
     versions(dict.fromkeys(tool for step in derivation.steps for tool in step.stage.tools))
     sources = read_sources(recipe, store.index, recompute=recompute)

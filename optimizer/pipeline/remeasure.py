@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.data.identity import data_document
-from optimizer.data.splits import Splits
+from optimizer.data.splits import Splits, about_replaced
 from optimizer.digest import sha256_file, sha256_json
 from optimizer.errors import OptimizerError, StageError, UsageError
 from optimizer.pipeline.assemble import Outcome, assemble
@@ -69,11 +69,10 @@ def remeasure(
             where="data.evaluation",
             hint="Give the same data, by --set NAME=DIR where the recipe has ${NAME}.",
         )
-    sentences: list[str] = []
     bench = Bench(
         recipe,
         store,
-        Splits(recipe, sentences.append),
+        Splits(recipe),
         progress,
         sha256_json(document),
         options.device,
@@ -85,7 +84,8 @@ def remeasure(
     errors: list[OptimizerError] = distinct(measured.failures.values())
     artifacts = place_artifacts(subjects, new)
     failed = [c for c in before.candidates if c.status == "failed" and c.artifact is None]
-    outcome = Outcome(recipe, subjects, failed, artifacts, measured, before.stages, options.command, tuple(sentences))
+    notes = about_replaced(note for stage in before.stages for note in stage.notes)
+    outcome = Outcome(recipe, subjects, failed, artifacts, measured, before.stages, options.command, notes)
     report = assemble(outcome)
     write_run(new, recipe, subjects, measured, document)
     return Built(report, new, tuple(errors + unstable(report, recipe)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -163,12 +164,12 @@ class TorchRunner(Runner):
 
 def missing(device: str) -> str | None:
     """Return the sentence that says what torch lacks to execute on `device`, or None when it can."""
-    try:
-        import torch
-    except ImportError as error:
-        return f"needs torch, which cannot be imported ({error}): pip install torch"
+    if importlib.util.find_spec("torch") is None:
+        return "needs torch, which is not installed: pip install torch"
     if device == "cpu":
-        return None
+        return None  # torch is not loaded for the answer: an unchanged build asks it too
+    import torch
+
     index = cuda_index(device)
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"

@@ -30,9 +30,8 @@ class Session(ABC):
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Place inputs and outputs in the backend's own memory; the call returned runs once and waits for the end."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (a backend that holds nothing needs none)
         """Free what the backend holds. Safe to call twice."""
-        return None
 
     def __enter__(self) -> Self:
         return self

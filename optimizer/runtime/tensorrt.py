@@ -187,14 +187,14 @@ class TensorRTSession(Session):
 
 def missing(package: Package, device: str) -> str | None:
     """Return the sentence that says why engines of `package` cannot execute on `device`, or None when they can."""
+    no_gpu = cuda.missing(cuda_index(device)) if device != "cpu" else cuda.missing()
+    if no_gpu:  # asked first, because loading the package is slow
+        return no_gpu if device != "cpu" else f"{no_gpu}; where there is one, pass --device cuda:0"
     try:
         _import(package)
     except MissingToolError as error:
         return error.what
-    if device != "cpu":
-        return cuda.missing(cuda_index(device))
-    no_gpu = cuda.missing()
-    return f"{no_gpu}; where there is one, pass --device cuda:0" if no_gpu else "needs the GPU: pass --device cuda:0"
+    return None if device != "cpu" else "needs the GPU: pass --device cuda:0"
 
 
 def _import(package: Package) -> ModuleType:

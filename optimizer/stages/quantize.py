@@ -78,7 +78,11 @@ class Quantize(Stage):
             f"int8 reaches {share:.1%} of the multiply-accumulates, at_least asks for {self.at_least:.1%}; "
             f"in float stay {'; '.join(reasons[:6])}",
             where="quantize",
-            hint=f"Shorten keep:, or accept it with at_least: {int(share * 100) / 100:.2f}"
-            if share >= 0.01
-            else "Remove the int8 variant from the recipe: this model gains nothing from it.",
+            hint=self._advice(share),
         )
+
+    def _advice(self, share: float) -> str:
+        if share < 0.01 and not self.keep:
+            return "Remove the int8 variant from the recipe: this model gains nothing from it."
+        accept = f"accept it with at_least: {int(share * 100) / 100:.2f}" if share >= 0.01 else "drop the int8 variant"
+        return f"Shorten keep:, or {accept}" if self.keep else accept.capitalize()

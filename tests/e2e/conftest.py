@@ -25,7 +25,9 @@ class Build:
     stderr: str
 
 
-def run_optimize(*arguments: object, home: Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def run_optimize(
+    *arguments: object, home: Path, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does: another process, no terminal."""
     return subprocess.run(
         [sys.executable, "-m", "optimizer", *map(str, arguments)],

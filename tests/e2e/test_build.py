@@ -135,7 +135,7 @@ def test_an_unchanged_build_reuses_everything_and_loads_nothing_heavy(built: Bui
 def test_plan_says_what_would_be_reused(built: Build) -> None:
     done = run_optimize("plan", built.recipe, home=built.home)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1].endswith("stages: 12 to reuse, 0 to build")
+    assert done.stdout.splitlines()[-1].endswith("10 stages: 10 to reuse, 0 to build")
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_an_edited_model_file_rebuilds_and_plan_says_why(copy: Build) -> None:
 def test_a_changed_option_rebuilds_its_stage_alone(copy: Build) -> None:
     edit(copy.recipe, "int8: {}", "int8: {percentile: 99.9}")
     lines = plan_lines(copy)
-    assert "parameters.percentile 99.999 -> 99.9" in lines["int8/calibrate"]
+    assert "percentile 99.999 -> 99.9" in lines["int8/calibrate"]
     assert " reuse " in lines["fp16/float16"]
 
 
@@ -239,10 +239,11 @@ def test_a_gate_decides_the_exit_code(copy: Build) -> None:
     for gate, code in (
         ("gate: {top1: {max_drop: 0.5}}", 0),
         ("gate: {speedup: {min: 1000}}", 6),
+        # int8 flips some answers both ways: 897 samples cannot exclude a drop
         ("gate: {top1: {max_drop: 0.0}}", 7),
     ):
         copy.recipe.write_text(f"{text}\n{gate}\n")
-        done = run_optimize("build", copy.recipe, home=copy.home)
+        done = run_optimize("build", copy.recipe, "--only", "int8", home=copy.home)
         assert done.returncode == code, done.stdout
 
 

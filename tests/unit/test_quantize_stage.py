@@ -115,7 +115,7 @@ def test_calibrating_on_nan_names_the_sample(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
 def test_a_kept_layer_is_float_as_executed_and_named_in_the_notes(small: Build, dialect: str) -> None:
-    made = small.quantize(small.calibrate(), keep=("node_c2",), dialect=dialect)
+    made = small.quantize(small.calibrate(), keep=("node_c2",), dialect=dialect, at_least=0.4)
     assert "in float32: node_c2: the recipe keeps it" in small.notes
     if dialect == "cpu":
         assert onnxruntime_receipt(made.file).precisions["node_c2"] == "fp32"
@@ -135,10 +135,10 @@ def test_less_int8_than_asked_for_fails_and_names_what_stayed_float(small: Build
     table = small.calibrate()
     with pytest.raises(StageError) as caught:
         small.quantize(table, keep=("Conv",), dialect=dialect)
-    assert "int8 reaches 7.1% of the multiply-accumulates, at_least asks for 50.0%" in caught.value.what
+    assert "int8 reaches 6.8% of the multiply-accumulates, at_least asks for 50.0%" in caught.value.what
     assert "node_c1, node_c2: the recipe keeps it" in caught.value.what
-    assert "at_least: 0.07" in (caught.value.hint or "")
-    small.quantize(table, keep=("Conv",), dialect=dialect, at_least=0.07)
+    assert "at_least: 0.06" in (caught.value.hint or "")
+    small.quantize(table, keep=("Conv",), dialect=dialect, at_least=0.06)
 
 
 def test_no_int8_at_all_is_an_error_whatever_was_asked_for(tmp_path: Path) -> None:

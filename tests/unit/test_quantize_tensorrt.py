@@ -108,7 +108,7 @@ def test_weights_are_scaled_along_their_output_channels(layer: str, tmp_path: Pa
     reference = infer(model, feed, tmp_path)[0]
     made = quantized(model, feed, tmp_path).model
     index = GraphIndex(made)
-    node = next(n for n in made.graph.node if n.op_type == layer.split(",")[0])
+    node = next(n for n in made.graph.node if n.op_type == layer.partition(",")[0])
     integers, scales, found = weight_behind(index, node.input[1])
     assert (integers.dtype, found, scales.shape) == (np.int8, axis, (shape[axis],))
     others = tuple(i for i in range(len(shape)) if i != axis)
@@ -162,13 +162,13 @@ def test_keeping_what_does_not_exist_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_keeping_everything_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="no layer is left to quantize: .*: the recipe keeps it"):
+    with pytest.raises(StageError, match=r"no layer is left to quantize: .*: the recipe keeps it"):
         quantized(small_cnn(), feed_of(8), tmp_path, keep=("Conv", "Gemm"))
 
 
 def test_a_graph_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
     made = quantized(small_cnn(), feed_of(8), tmp_path).model
-    with pytest.raises(StageError, match="holds .* QuantizeLinear and DequantizeLinear nodes already"):
+    with pytest.raises(StageError, match=r"holds .* QuantizeLinear and DequantizeLinear nodes already"):
         activations(made)
 
 
@@ -206,6 +206,20 @@ def test_a_product_of_two_activations_stays_in_float(tmp_path: Path) -> None:
     }"""
     made = quantized(build(text, {"w0": (8, 8)}), feed_of(8), tmp_path)
     assert made.left == {"node_y": "both operands are activations"}
+
+
+def test_a_recurrent_layer_stays_in_float_and_is_told(tmp_path: Path) -> None:
+    text = """g (float[batch, 3, 8] image) => (float[batch, 3, 5] y) {
+      s, last, cell = LSTM <hidden_size = 4> (image, w0, w1)
+      q = Squeeze (s, one)
+      y = MatMul (q, w2)
+    }"""
+    model = build(text, {"w0": (1, 16, 8), "w1": (1, 16, 4), "w2": (4, 5), "one": (1,)})
+    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    feed = {"image": np.random.default_rng(0).normal(size=(6, 3, 8)).astype(np.float32)}
+    made = quantized(model, feed, tmp_path)
+    assert made.notes == ("recurrent layer node_s stays in float32, and is not counted in the shares",)
+    assert operators(made.model)["QuantizeLinear"] == 1
 
 
 def test_layers_and_constants_given_as_nodes_are_found(tmp_path: Path) -> None:

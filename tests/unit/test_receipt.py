@@ -12,7 +12,7 @@ from optimizer.errors import StageError
 from optimizer.graph.cost import macs
 from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import quantize
-from optimizer.graph.receipt import delivered_by_graph, delivered_by_onnxruntime, precision_by_node
+from optimizer.graph.receipt import delivered_by_graph, delivered_by_onnxruntime, onnxruntime_receipt, precision_by_node
 
 
 def quantized(model: onnx.ModelProto, size: int, dialect: Dialect, folder: Path, keep: tuple[str, ...] = ()) -> Path:
@@ -90,6 +90,24 @@ def test_a_product_that_onnxruntime_hides_in_a_fused_operator_is_counted(tmp_pat
     }"""
     onnx.save(build(text, {"w0": (8, 6), "b0": (6,)}), tmp_path / "model.onnx")
     assert delivered_by_onnxruntime(tmp_path / "model.onnx") == {"fp32": 1.0}
+
+
+def test_a_float_product_behind_an_integer_kernel_is_float(tmp_path: Path) -> None:
+    """Attention in miniature: onnxruntime's own operators hide the types behind them from ONNX."""
+    text = """g (float[batch, 3, 8, 8] image) => (float[batch, 3, 8, 8] y) {
+      a = MatMul (image, w0)
+      t = Transpose <perm = [0, 1, 3, 2]> (a)
+      s = MatMul (a, t)
+      h = Mul (s, half)
+      p = Softmax (h)
+      y = MatMul (p, w1)
+    }"""
+    model = build(text, {"w0": (8, 8), "w1": (8, 8), "half": ()})
+    path = quantized(model, 8, "cpu", tmp_path)
+    expected = {"node_a": "int8", "node_s": "fp32", "node_y": "int8"}
+    assert precision_by_node(onnx.load(path)) == expected
+    assert onnxruntime_receipt(path).precisions == expected
+    assert delivered_by_onnxruntime(path) == pytest.approx({"fp32": 1 / 3, "int8": 2 / 3})
 
 
 def test_a_graph_that_multiplies_nothing_has_no_shares(tmp_path: Path) -> None:

@@ -146,9 +146,13 @@ def test_cpu_and_a_missing_package_are_said_plainly(machine: Any, tmp_path: Path
     assert tensorrt.missing("tensorrt_rtx", "cpu") == "needs the GPU: pass --device cuda:0"
     assert tensorrt.missing("tensorrt_rtx", "cuda:0") is None
     assert tensorrt.missing("tensorrt_rtx", "cuda:1") == "needs GPU 1; this machine has 1 GPU"
-    monkeypatch.undo()
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    assert "needs tensorrt, which cannot be imported" in (tensorrt.missing("tensorrt", "cuda:0") or "")
+
+    def absent(package: str) -> None:
+        raise MissingToolError(f"needs {package}, which cannot be imported")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tensorrt, "_import", absent)
+        assert tensorrt.missing("tensorrt", "cuda:0") == "needs tensorrt, which cannot be imported"
     with pytest.raises(StageError, match="there is no such file"):
         TensorRTSession(tmp_path / "none.plan", package="tensorrt_rtx")
 
