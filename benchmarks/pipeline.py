@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py [--runs N] [--json FILE]
 
-Cold: an empty store, everything built, checked and evaluated. The script (by_hand.py) does the same work and the same
-checks with the libraries' own functions; the time-boxed latency session is taken out of our side, because either
-would spend what it is given. Runs alternate, medians and the ratio of each pair are reported. Goals: cold <= 1.3 x the script,
+Cold: an empty store, everything built, checked and evaluated. The script (by_hand.py) does the same work and the
+same checks with the libraries' own functions. The time-boxed latency session is taken out of our side, because either
+would spend what it is given. Runs alternate; medians, and the ratio of each pair. Goals: cold <= 1.3 x the script,
 unchanged <= 1 s, `optimize --help` <= 0.25 s.
 """
 

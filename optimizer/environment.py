@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import platform
@@ -47,8 +48,8 @@ _NO_GPU_HINT = "Use --device cpu, or run on a GPU host."
 _UNLIMITED = 1 << 60  # cgroup 1 writes a huge number for "no limit"
 
 
-def environment(threads: int = 1, affinity: Sequence[int] = ()) -> Environment:
-    """Return the machine and the versions behind every number of a report."""
+def environment(threads: int = 1, affinity: Sequence[int] = (), device: str = "cuda:0") -> Environment:
+    """Return the machine and the versions behind every number of a report; of several GPUs the one of `device`."""
     from optimizer.results import Environment
 
     return Environment(
@@ -57,7 +58,7 @@ def environment(threads: int = 1, affinity: Sequence[int] = ()) -> Environment:
         cpu=cpu_model(),
         cores=usable_cores(),
         memory_bytes=usable_memory_bytes(),
-        gpu=gpu(),
+        gpu=gpu(_index(device)),
         packages=installed(PACKAGES),
         threads=threads,
         affinity=tuple(affinity),
@@ -201,7 +202,8 @@ def _visible(nvml: Any, index: int) -> Any:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return nvml.nvmlDeviceGetHandleByIndex(index)
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    # CUDA stops at the first name that is none, e.g. -1.
+    names = [*itertools.takewhile(lambda name: name and name != "-1", (name.strip() for name in chosen.split(",")))]
     if index >= len(names):
         raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
     name = names[index]
@@ -216,8 +218,16 @@ def _describe(nvml: Any, handle: Any) -> Gpu:
         name=_word(nvml.nvmlDeviceGetName(handle)),
         compute_capability=f"{major}.{minor}",
         driver=_word(nvml.nvmlSystemGetDriverVersion()),
-        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        memory_bytes=_memory_bytes(nvml, handle),
     )
+
+
+def _memory_bytes(nvml: Any, handle: Any) -> int:
+    """Return the GPU's memory; where it has none of its own (GB10, Jetson), the machine's, which it shares."""
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError_NotSupported:
+        return usable_memory_bytes()
 
 
 def _word(value: str | bytes) -> str:
@@ -231,12 +241,16 @@ def device_fingerprint(device: str) -> str | None:
     """
     if device == "cpu":
         return None
-    index = device.partition(":")[2] or "0"
-    found = gpu(int(index)) if index.isdigit() else None
+    found = gpu(_index(device))
     if found is None:
         hint = "pip install nvidia-ml-py" if has_nvidia_device() and _version("nvidia-ml-py") is None else _NO_GPU_HINT
         raise MissingToolError(no_gpu(), where=f"device {device}", hint=hint)
     return f"{found.name} ({found.compute_capability}), driver {found.driver}"
+
+
+def _index(device: str) -> int:
+    """Return N of `cuda:N`; `cuda` and `cpu` stand for the first GPU."""
+    return int(device.partition(":")[2] or 0)
 
 
 def no_gpu() -> str:

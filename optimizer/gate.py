@@ -19,23 +19,27 @@ def judge(candidate: CandidateReport, gate: Gate | None, batch: str, metrics: di
         return Verdict(status="pass", reasons=("no gate",))
     found: list[tuple[Status, str]] = []
     for name, limit in gate.metrics.items():
-        found.append(judge_drop(name, candidate.accuracy_delta[name], limit.max_drop, metrics[name]))
+        found.append(judge_drop(name, candidate.accuracy_delta.get(name), limit.max_drop, metrics[name]))
     if gate.speedup is not None:
         ratio = (candidate.speedup or {}).get(batch)
         found.append(judge_speedup(ratio, gate.speedup.min, batch))
     return combine(found)
 
 
-def judge_drop(name: str, delta: MetricDelta, max_drop: float, better: Better) -> tuple[Status, str]:
-    """Judge a metric's change: a drop is a change for the worse, whichever direction that is."""
-    low, high = delta.ci95 if better == "higher" else (-delta.ci95[1], -delta.ci95[0])
-    change = delta.value if better == "higher" else -delta.value
-    said = f"{name} changed by {change:+.4f} for the better (95 % interval {low:+.4f} to {high:+.4f})"
-    if low >= -max_drop:
-        return "pass", f"{said}; a drop of {max_drop:g} is allowed"
-    if high < -max_drop:
-        return "fail", f"{said}; at most a drop of {max_drop:g} is allowed"
-    return "inconclusive", f"{said}; whether it drops by more than {max_drop:g} cannot be decided with these samples"
+def judge_drop(name: str, delta: MetricDelta | None, max_drop: float, better: Better) -> tuple[Status, str]:
+    """Judge a metric's change: a drop is a change for the worse, a rise where lower is better."""
+    if delta is None:
+        return "inconclusive", f"{name} was not measured against the baseline"
+    # Towards worse: the drop, from the least to the most that the samples leave possible.
+    least, most = delta.ci95 if better == "lower" else (-delta.ci95[1], -delta.ci95[0])
+    low, high = delta.ci95
+    said = f"{name} changed by {delta.value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+    word = "drop" if better == "higher" else "rise"
+    if most <= max_drop:
+        return "pass", f"{said}; a {word} of {max_drop:g} is allowed"
+    if least > max_drop:
+        return "fail", f"{said}; a {word} of at most {max_drop:g} is allowed"
+    return "inconclusive", f"{said}; whether it is a {word} of more than {max_drop:g} these samples cannot decide"
 
 
 def judge_speedup(ratio: Speedup | None, least: float, batch: str) -> tuple[Status, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from optimizer.cli.main import cli
-from optimizer.errors import OptimizerError
+from optimizer.errors import MissingToolError, OptimizerError
 
 INTERRUPTED = 130
+# What the extras `cpu` and `gpu` bring beyond a bare install.
+BUILD_PACKAGES = ("pydantic", "yaml", "rich", "onnx", "onnxscript", "onnxslim", "safetensors", "PIL", "jinja2", "torch")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return _full_disk(error)
+    except ModuleNotFoundError as error:
+        return _bare_package(error)
     return code if isinstance(code, int) else 0
 
 
@@ -44,6 +49,23 @@ def _full_disk(error: OSError) -> int:
     return known.exit_code
 
 
+def _bare_package(error: ModuleNotFoundError) -> int:
+    """Say what a bare install lacks for this command; any other module that is not found is our bug."""
+    import click
+
+    if error.name is None or error.name.partition(".")[0] not in BUILD_PACKAGES:
+        raise error
+    lacking = MissingToolError(
+        f"this command needs {error.name}, which a bare install does not bring",
+        hint="pip install 'optimizer[cpu]'   (on a GPU host: 'optimizer[gpu]')",
+    )
+    click.echo(f"error: {lacking.render()}", err=True)
+    return lacking.exit_code
+
+
 def entry() -> None:
     """The `optimize` script."""
+    # CUDA numbers GPUs from the fastest on, NVML and nvidia-smi by their place on the bus. With this, `cuda:1` is the
+    # GPU that a report names; it must stand before the driver is loaded, and children inherit it.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     sys.exit(main())

@@ -20,7 +20,7 @@ from optimizer.paths import home
 
 # Processors without one of these add pairs of uint8 x int8 products in 16 bits, which saturates.
 _INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-_BUILD_TOOLS = ("pydantic", "PyYAML", "onnx", "onnxscript", "onnxslim", "safetensors", "Pillow", "jinja2", "psutil")
+_BUILD_TOOLS = ("pydantic", "PyYAML", "onnx", "onnxscript", "onnxslim", "safetensors", "Pillow", "jinja2", "rich")
 _LOW_DISK_BYTES = 5_000_000_000
 _LOW_MEMORY_BYTES = 4_000_000_000
 _PROBE_SECONDS = 120.0

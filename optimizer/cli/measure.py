@@ -31,18 +31,18 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     from optimizer.store import Store
 
     folder = find_run(run)
-    recipe, _ = open_run(folder, settings)
+    carried = open_run(folder, read_report(folder), settings)
     progress = open_progress()
     store = Store(home() / "store", progress.say)
     out = options["out"]
-    new = open_out(out) if isinstance(out, Path) else new_run(recipe.name)
+    new = open_out(out) if isinstance(out, Path) else new_run(carried.recipe.name)
     chosen = Options(
         device=str(options["device"]),
         remeasure=bool(options["remeasure"]),
         command=shlex.join(["optimize", *sys.argv[1:]]),
     )
     try:
-        built = remeasure(folder, read_report(folder), store, new, chosen, settings, progress)
+        built = remeasure(carried, store, new, chosen, progress)
     finally:
         progress.close()
     finish(ctx, built.report, built.run, built.errors, as_json=bool(options["as_json"]))

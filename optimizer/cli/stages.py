@@ -12,9 +12,9 @@ def command() -> None:
     from optimizer.stages import DIALECTS, STAGES, TARGETS, VARIANTS
 
     for stage in STAGES:
-        sources = ", ".join(stage.consumes.values())
+        flow = f"{', '.join(stage.consumes.values())} -> {stage.produces}"
         first = (stage.__doc__ or "").strip().splitlines()[0]
-        click.echo(f"{stage.name:<10} {sources} -> {stage.produces:<12} version {stage.version}   {first}")
+        click.echo(f"{stage.name:<10} {flow:<32} {first}")
     click.echo("\nvariants")
     for name, stages in VARIANTS.items():
         click.echo(f"  {name:<14} {_chain(stages)}")

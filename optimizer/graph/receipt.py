@@ -71,6 +71,19 @@ def delivered_by_onnxruntime(model: Path, threads: int = 1) -> dict[str, float]:
     return onnxruntime_receipt(model, threads).shares
 
 
+def delivered_by_cuda_provider(model: Path) -> dict[str, float]:
+    """Return the shares that onnxruntime's CUDA provider executes, by the types of the graph.
+
+    Of the integer operators it has QuantizeLinear, DequantizeLinear and MatMulInteger: an operator between Q/DQ
+    computes in float there, and float16 stays float16. Not read back from the GPU.
+    Source: docs/FAQ.md and docs/OperatorKernels.md of microsoft/onnxruntime.
+    """
+    graph = onnx.load(model, load_external_data=False)
+    index = _typed_index(graph)
+    precisions = {node_key(n): _executed(index, n) for n in graph.graph.node if n.op_type in OPERANDS}
+    return Receipt(precisions, macs(graph)).shares
+
+
 def graph_receipt(model: Path | onnx.ModelProto) -> Receipt:
     """Return the precision of every node as a strongly typed builder executes it.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from optimizer.data.samples import Array, Batch, Samples, batches
-from optimizer.errors import MeasurementError, OptimizerError
+from optimizer.errors import OptimizerError, StageError
 from optimizer.measure.numerics import NumericsAccumulator
 from optimizer.measure.statistics import (
     bootstrap_mean,
@@ -56,7 +56,7 @@ class Evaluated:
 
 
 class _Tally:
-    """Collects one candidate's outcomes batch by batch."""
+    """Collects one model's outcomes batch by batch."""
 
     def __init__(self, metrics: Mapping[str, str | None], golden_samples: int) -> None:
         self._metrics = metrics
@@ -64,40 +64,47 @@ class _Tally:
         self._outcomes: dict[str, list[Outcomes]] = {name: [] for name in metrics}
         self._numerics: dict[str, NumericsAccumulator] = {}
         self._golden: dict[str, list[Array]] = {}
-        self._kept = 0
+        self._nan: dict[str, int] = {}
+        self._seen = 0
 
-    def add(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], batch: Batch) -> None:
+    def add(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], batch: Batch, golden: int) -> None:
+        """Take in a batch, whose first `golden` samples are kept."""
+        for name, expected in reference.items():
+            array = _like(outputs, name, expected, batch)
+            self._numerics.setdefault(name, NumericsAccumulator()).add(expected, array)
+            if array.dtype.kind == "f":
+                bad = np.isnan(array).reshape(len(array), -1).any(axis=1)
+                self._nan[name] = self._nan.get(name, 0) + int(bad.sum())
+            if golden:
+                self._golden.setdefault(name, []).append(array[:golden].copy())
         for name, chosen in self._metrics.items():
-            output = outputs[chosen or next(iter(outputs))]
+            # By the baseline's order: a candidate may return its outputs in another one.
+            output = _chosen(outputs, chosen or next(iter(reference)), name)
             self._outcomes[name].append(metric_named(name).outcomes(output, batch.targets, batch.identities))
-        for name, array in outputs.items():
-            if array.shape != reference[name].shape:
-                raise MeasurementError(
-                    f"output '{name}' has the shape {list(array.shape)}, the baseline's {list(reference[name].shape)}",
-                    where=f"sample {batch.identities[0]}",
-                )
-            self._numerics.setdefault(name, NumericsAccumulator()).add(reference[name], array)
-        room = self._golden_samples - self._kept
-        if room > 0:
-            for name, array in outputs.items():
-                self._golden.setdefault(name, []).append(array[:room])
-            self._kept += min(room, len(batch))
+        self._seen += len(batch)
 
     def result(self) -> Evaluation:
+        """Return what was found over all batches."""
         notes = [
-            f"output '{n}': {a.not_finite} values are NaN or infinite"
+            f"output '{n}' has NaN in {count:,} of {self._seen:,} samples; where a metric ranks answers, they are wrong"
+            for n, count in self._nan.items()
+            if count
+        ]
+        notes += [
+            f"output '{n}': {a.not_finite:,} values are NaN or infinite where the baseline's differ, "
+            "so its numerics are not defined"
             for n, a in self._numerics.items()
             if a.not_finite
         ]
         return Evaluation(
             outcomes={name: np.concatenate(parts) for name, parts in self._outcomes.items()},
             numerics={name: a.result() for name, a in self._numerics.items()},
-            golden_outputs=_join(self._golden),
+            golden_outputs={name: np.concatenate(arrays) for name, arrays in self._golden.items()},
             notes=notes,
         )
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - every one is needed, and a bag of settings would only hide them
     baseline: Executable,
     candidates: Mapping[str, Executable],
     samples: Samples,
@@ -109,52 +116,91 @@ def evaluate(
 ) -> Evaluated:
     """Run baseline and candidates over all samples; each batch is decoded once and nothing of it is kept.
 
-    `metrics` maps each metric to the output it reads (None: the first). A model with a fixed batch gets full batches:
-    the last one is filled up with its last sample and cut again.
-    Raises: OptimizerError of the baseline; a candidate's own error takes just that candidate out.
+    `metrics` maps each metric to the output it reads (None: the first). A batch that the end of the data leaves short,
+    or that is short of a model's fixed batch, is filled up with its last sample, and the answers to those are cut off.
+    Golden are the first samples, as far as they have one shape.
+    Raises: OptimizerError of the baseline, StageError when targets do not fit the outputs; a candidate's own error
+    takes just that candidate out.
     """
+    if not len(samples):
+        raise StageError("there are none", where="evaluation samples", hint="Correct data.evaluation.")
     tallies = {name: _Tally(metrics, golden_samples) for name in candidates}
     base = _Tally(metrics, golden_samples)
     failures: dict[str, OptimizerError] = {}
-    golden: dict[str, list[Array]] = {}
+    golden = _Golden(golden_samples)
     done = 0
     for part in batches(samples, batch):
-        reference = _infer(baseline, part)
-        base.add(reference, reference, part)
+        room = golden.take(part)
+        size = batch if done + len(part) == len(samples) else 0
+        reference = _infer(baseline, part, size)
+        base.add(reference, reference, part, room)
         for name, candidate in candidates.items():
             if name in failures:
                 continue
             try:
-                tallies[name].add(_infer(candidate, part), reference, part)
+                tallies[name].add(_infer(candidate, part, size), reference, part, room)
             except OptimizerError as error:
                 failures[name] = error
-        if done < golden_samples:
-            for name, array in part.inputs.items():
-                golden.setdefault(name, []).append(array[: golden_samples - done])
         done += len(part)
         progress(done, len(samples))
     result = base.result()
-    result.golden_inputs = _join(golden)
+    result.golden_inputs = golden.inputs()
     return Evaluated(result, {n: t.result() for n, t in tallies.items() if n not in failures}, failures)
 
 
-def _infer(executable: Executable, batch: Batch) -> dict[str, Array]:
-    """Run one batch; one that is short of a fixed batch size is filled up and cut again."""
-    axis = executable.inputs[0].shape[0] if executable.inputs[0].shape else 0
-    if isinstance(axis, int) and axis > len(batch):
-        missing = axis - len(batch)
-        feed = {n: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for n, a in batch.inputs.items()}
-        return {name: array[: len(batch)] for name, array in executable.infer(feed).items()}
-    return executable.infer(batch.inputs)
+class _Golden:
+    """The inputs of the first samples, as far as they have one shape."""
+
+    def __init__(self, wanted: int) -> None:
+        self._room = wanted
+        self._parts: list[dict[str, Array]] = []
+
+    def take(self, batch: Batch) -> int:
+        """Keep what is golden of this batch; return of how many samples."""
+        shapes = {name: array.shape[1:] for name, array in batch.inputs.items()}
+        if self._parts and shapes != {name: array.shape[1:] for name, array in self._parts[0].items()}:
+            self._room = 0
+        count = min(self._room, len(batch))
+        self._room -= count
+        if count:
+            self._parts.append({name: array[:count].copy() for name, array in batch.inputs.items()})
+        return count
+
+    def inputs(self) -> dict[str, Array]:
+        """The arrays by input, samples first."""
+        return {n: np.concatenate([part[n] for part in self._parts]) for n in (self._parts or [{}])[0]}
 
 
-def _join(parts: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
-    """Concatenate along the samples; where samples differ in shape, those like the first are kept."""
-    found = {}
-    for name, arrays in parts.items():
-        alike = [a for a in arrays if a.shape[1:] == arrays[0].shape[1:]]
-        found[name] = np.concatenate(alike)
-    return found
+def _infer(executable: Executable, batch: Batch, size: int) -> dict[str, Array]:
+    """Run one batch; one that is short of `size` or of a fixed batch is filled up and cut again."""
+    fixed = [s.shape[0] for s in executable.inputs if s.shape and isinstance(s.shape[0], int)]
+    missing = max([size, *fixed]) - len(batch)
+    if missing <= 0:
+        return executable.infer(batch.inputs)
+    feed = {n: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for n, a in batch.inputs.items()}
+    found = executable.infer(feed)
+    # An output whose first axis is not the batch stays as it is, and is refused as such.
+    return {n: a[: len(batch)] if a.ndim and len(a) == missing + len(batch) else a for n, a in found.items()}
+
+
+def _like(outputs: Mapping[str, Array], name: str, expected: Array, batch: Batch) -> Array:
+    """Return an output that has the baseline's shape and one row a sample."""
+    where = f"evaluation sample {batch.identities[0]}"
+    array = _chosen(outputs, name, None)
+    if array.ndim == 0 or len(array) != len(batch):
+        what = f"output '{name}' has the shape {list(array.shape)}: its first axis is not the batch of {len(batch)}"
+        raise StageError(what, where=where, hint="Leave it out of model.outputs, or export it with the batch first.")
+    if array.shape != expected.shape:
+        what = f"output '{name}' has the shape {list(array.shape)}, the baseline's {list(expected.shape)}"
+        raise StageError(what, where=where)
+    return array
+
+
+def _chosen(outputs: Mapping[str, Array], name: str, metric: str | None) -> Array:
+    if name not in outputs:
+        where = f"metric {metric}" if metric else "evaluation"
+        raise StageError(f"there is no output '{name}' (there are: {', '.join(outputs)})", where=where)
+    return outputs[name]
 
 
 def metric_value(name: str, outcomes: Outcomes) -> MetricValue:

@@ -1,4 +1,4 @@
-"""Latency of all candidates in one session: warmed up, interleaved in a shuffled order, every sample kept."""
+"""Latency of all candidates in one session: warmed up, interleaved in a shuffled order, every timed call kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from optimizer.data.samples import Array
 from optimizer.errors import MeasurementError
-from optimizer.measure.statistics import SEED, Floats, ratio_of_medians
+from optimizer.measure.bootstrap import interleaved_ratio
+from optimizer.measure.statistics import SEED, Floats
 from optimizer.results import Latency, Speedup
 
 # docs/measurement.md explains each of these.
@@ -26,6 +27,8 @@ WARMUP_MOST_S = 2.0
 WARMUP_AGREEMENT = 0.05
 TURN_S = 0.005
 TURN_MOST_CALLS = 50
+ROUNDS = 20
+OVERTIME = 3.0
 FEWEST_ROUNDS = 5
 STABLE_DRIFT = 0.05
 STABLE_SPREAD = 0.10
@@ -79,8 +82,8 @@ class LatencySession:
         if name == self.baseline:
             return None
         base, own = self.series[self.baseline][batch].rounds_ms, self.series[name][batch].rounds_ms
-        low, high = ratio_of_medians(base, own)
-        return Speedup(value=float(np.median(base) / np.median(own)), ci95=(low, high))
+        ratio = interleaved_ratio(base, own)
+        return Speedup(value=ratio.value, ci95=ratio.interval())
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Per candidate and batch: latency, throughput in items per second of mean latency, speedup."""
@@ -112,7 +115,9 @@ def measure_latency(
     """Time every runner at every batch, `seconds` of calls each.
 
     A round gives every runner one turn of a few calls, in an order that is shuffled anew: drift of the machine falls on
-    all of them alike, and nobody always follows the same neighbour.
+    all of them alike, and nobody always follows the same neighbour. Each turn begins with a call that is not timed,
+    because the caches still hold the neighbour's data; for slow models too, or they alone would be timed cold.
+    At least 20 rounds are taken; where those need more than three times the budget as many as it holds, at least 5.
     """
     series: dict[str, dict[int, Series]] = {name: {} for name in runners}
     for index, (batch, feed) in enumerate(feeds.items()):
@@ -150,9 +155,8 @@ def _warm_up(call: Callable[[], None], name: str, batch: int) -> tuple[int, floa
 
 
 def _calls_per_turn(pace: float) -> int:
-    """Calls of one turn: about 5 ms of work, one more where there are several, because the first is dropped."""
-    count = min(TURN_MOST_CALLS, math.ceil(TURN_S / pace))
-    return count if count == 1 else count + 1
+    """Timed calls of one turn: about 5 ms of work."""
+    return max(1, min(TURN_MOST_CALLS, math.ceil(TURN_S / pace)))
 
 
 def _rounds(
@@ -168,7 +172,7 @@ def _rounds(
     budget = seconds * len(names)
     started = time.perf_counter()
     with _no_collection():
-        while (spent := time.perf_counter() - started) < budget or len(found[names[0]]) < FEWEST_ROUNDS:
+        while (spent := time.perf_counter() - started) < budget or _too_few(len(found[names[0]]), spent / budget):
             for position in rng.permutation(len(names)):
                 name = names[position]
                 found[name].append(_turn(calls[name], turns[name]))
@@ -176,15 +180,20 @@ def _rounds(
     return found
 
 
+def _too_few(rounds: int, budgets: float) -> bool:
+    return rounds < (ROUNDS if budgets < OVERTIME else FEWEST_ROUNDS)
+
+
 def _turn(call: Callable[[], None], count: int) -> list[int]:
-    """Time `count` calls in a row; of several the first is dropped: its caches are still the neighbour's."""
+    """Call once untimed, then time `count` calls in a row."""
     clock = time.perf_counter_ns
     times = []
+    call()
     for _ in range(count):
         begun = clock()
         call()
         times.append(clock() - begun)
-    return times if count == 1 else times[1:]
+    return times
 
 
 @contextlib.contextmanager
@@ -201,27 +210,62 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[tuple[int, ...]]:
-    """Keep every thread of this process on `threads` processors while measuring; give back which.
+    """Keep every thread of this process on `threads` processors while measuring; give back which, () where the system
+    cannot pin. Threads started meanwhile inherit it, and afterwards every thread has what it had before.
 
-    The last ones allowed are taken: the first processors serve most interrupts. Threads started meanwhile inherit it.
     Raises: MeasurementError when fewer processors are allowed than threads asked for.
     """
-    before = sorted(os.sched_getaffinity(0))
-    if threads > len(before):
+    if not hasattr(os, "sched_setaffinity"):
+        yield ()
+        return
+    allowed = os.sched_getaffinity(0)
+    if threads > len(allowed):
         raise MeasurementError(
-            f"{threads} threads are asked for and this process may use {len(before)} processors",
+            f"{threads} threads are asked for and this process may use {len(allowed)} processors",
             where="measure.threads",
-            hint=f"threads: {len(before)}",
+            hint=f"threads: {len(allowed)}",
         )
-    chosen = before[-threads:]
-    _set_affinity(chosen)
+    chosen = _choose(allowed, threads)
+    before = {thread: _affinity(thread, set(chosen)) for thread in _threads()}
     try:
-        yield tuple(chosen)
+        yield chosen
     finally:
-        _set_affinity(before)
+        for thread in _threads():
+            _affinity(thread, before.get(thread) or allowed)
 
 
-def _set_affinity(processors: list[int]) -> None:
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # a thread may end meanwhile
-            os.sched_setaffinity(int(task.name), processors)
+def _choose(allowed: set[int], threads: int) -> tuple[int, ...]:
+    """The fastest processors, one a core as long as there are cores, and of equal ones the last: the first processors
+    serve most interrupts.
+    """
+    ordered = sorted(allowed, key=lambda n: (-_number(n, "cpufreq/cpuinfo_max_freq"), -n))
+    seen: dict[str, int] = {}
+    sibling = {}
+    for processor in ordered:
+        core = _read(processor, "topology/thread_siblings_list") or str(processor)
+        sibling[processor] = seen[core] = seen.get(core, -1) + 1
+    return tuple(sorted(sorted(ordered, key=lambda n: sibling[n])[:threads]))
+
+
+def _read(processor: int, name: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/sys/devices/system/cpu/cpu{processor}/{name}").read_text().strip()
+    return ""
+
+
+def _number(processor: int, name: str) -> int:
+    text = _read(processor, name)
+    return int(text) if text.isdigit() else 0
+
+
+def _threads() -> list[int]:
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+
+
+def _affinity(thread: int, processors: set[int]) -> set[int]:
+    """Pin a thread; return where it was allowed before, nothing when it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        before = os.sched_getaffinity(thread)
+        os.sched_setaffinity(thread, processors)
+        return before
+    return set()

@@ -33,20 +33,27 @@ class TopK(Metric):
                 where=f"metric {self.name}",
                 hint="Name another output:  metrics: {" + self.name + ": {output: NAME}}",
             )
+        if scores.shape[1] < self.k:
+            what = f"needs at least {self.k} classes, the output has {scores.shape[1]}"
+            raise StageError(what, where=f"metric {self.name}")
         labels = np.array([self._label(t, scores.shape[1], i) for t, i in zip(targets, identities, strict=True)])
         own = scores[np.arange(len(scores)), labels][:, None]
         earlier = np.arange(scores.shape[1]) < labels[:, None]
         rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
-        return ((rank < self.k) & np.isfinite(scores).all(axis=1)).astype(np.float64)
+        right: Outcomes = ((rank < self.k) & ~np.isnan(scores).any(axis=1)).astype(np.float64)
+        return right
 
     def _label(self, target: Any, classes: int, identity: str) -> int:
         where = f"metric {self.name}, sample {identity}"
-        if target is None or np.ndim(target) != 0 or not float(target).is_integer():
-            raise StageError(f"the label is {target!r}; needed is a class index", where=where)
-        if not 0 <= int(target) < classes:
+        label = target[()] if isinstance(target, np.ndarray) and target.ndim == 0 else target
+        if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer):
+            given = "missing" if label is None else f"{str(label)[:40]!r} ({type(label).__name__})"
+            allowed = f"a class index, an integer from 0 to {classes - 1}"
+            raise StageError(f"the label is {given}; needed is {allowed}", where=where)
+        if not 0 <= label < classes:
             raise StageError(
-                f"the label is {int(target)} and the output has {classes} classes (allowed: 0 to {classes - 1})",
+                f"the label is {label} and the output has {classes} classes (allowed: 0 to {classes - 1})",
                 where=where,
                 hint="Do the labels of data and the model's classes belong together, in the same order?",
             )
-        return int(target)
+        return int(label)

@@ -16,24 +16,37 @@ class _ElementError(Metric):
     binary: ClassVar[bool] = False
 
     def outcomes(self, output: Array, targets: Sequence[Any], identities: Sequence[str]) -> Outcomes:
-        """Return each sample's mean error. NaN in an output makes an error no number can express: refused."""
+        """Return each sample's mean error, in float64. NaN or infinity in an output has none and is refused."""
         found = np.asarray(output, np.float64)
         return np.array([self._one(*item) for item in zip(found, targets, identities, strict=True)])
 
     def _one(self, found: Array, target: Any, identity: str) -> float:
         where = f"metric {self.name}, sample {identity}"
-        wanted = np.asarray(target if target is not None else [], np.float64)
-        if wanted.size != np.size(found) or wanted.size == 0:
-            raise StageError(
-                f"the target has the shape {list(wanted.shape)}, the output {list(np.shape(found))}", where=where
-            )
+        wanted = _numbers(target, where)
+        # [batch, 1] against plain numbers is the usual head; any other difference in shape is a mistake.
+        if wanted.shape != found.shape and not wanted.size == found.size == 1:
+            what = f"the target has the shape {list(wanted.shape)}, the output {list(found.shape)} per sample"
+            raise StageError(what, where=where)
         value = float(self._reduce(np.asarray(found, np.float64).ravel() - wanted.ravel()))
         if not np.isfinite(value):
-            raise StageError("the output is not finite", where=where)
+            raise StageError("the output is not finite, so it has no error", where=where)
         return value
 
     def _reduce(self, difference: Outcomes) -> float:
         raise AssertionError("defined by every metric below")
+
+
+def _numbers(target: Any, where: str) -> Outcomes:
+    if target is None:
+        raise StageError("the target is missing", where=where)
+    try:
+        wanted = np.asarray(target, np.float64)
+    except (TypeError, ValueError):
+        what = f"the target is {str(target)[:40]!r} ({type(target).__name__}), not numbers"
+        raise StageError(what, where=where) from None
+    if not np.isfinite(wanted).all():
+        raise StageError(f"the target holds {wanted[~np.isfinite(wanted)].flat[0]}", where=where)
+    return wanted
 
 
 class MeanAbsoluteError(_ElementError):

@@ -57,7 +57,11 @@ def assemble(outcome: Outcome) -> Report:
     judged = [_judged(c, baseline.name, recipe, batch, better) for c in candidates]
     return Report(
         recipe=RecipeRef(name=recipe.name, path=str(recipe.path), sha256=sha256_bytes(recipe.text)),
-        environment=environment(recipe.measure.threads, latency["affinity"]),
+        environment=environment(
+            recipe.measure.threads,
+            latency["affinity"],
+            next((s.device for s in outcome.subjects if s.device != "cpu"), "cuda:0"),
+        ),
         baseline=baseline.name,
         candidates=tuple(judged),
         stages=tuple(outcome.stages),

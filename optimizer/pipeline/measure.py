@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.digest import sha256_json
-from optimizer.environment import device_fingerprint, installed, machine_fingerprint
+from optimizer.environment import device_fingerprint, installed, machine_fingerprint, usable_cores
 from optimizer.errors import MeasurementError, OptimizerError
 from optimizer.pipeline.execute import feed
 from optimizer.types import MAIN_FILE, StageRecord
@@ -141,13 +141,14 @@ def _evaluate(
     recipe = bench.recipe
     sentences: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        baseline, sentences[base.name] = _open(base, recipe.measure.threads, stack)
+        threads = usable_cores()  # accuracy is not timed: every processor helps
+        baseline, sentences[base.name] = _open(base, threads, stack)
         others = {}
         for subject in missing:
             if subject.name == base.name:
                 continue
             try:
-                others[subject.name], sentences[subject.name] = _open(subject, recipe.measure.threads, stack)
+                others[subject.name], sentences[subject.name] = _open(subject, threads, stack)
             except OptimizerError as error:
                 measured.failures[subject.name] = error
         outputs = {name: options.output for name, options in recipe.metrics.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.environment import device_fingerprint, versions
+from optimizer.errors import UsageError
 from optimizer.recipe.sources import Source, read_sources
 from optimizer.recipe.steps import Derivation, Step, derive
 from optimizer.types import Artifact
@@ -81,8 +82,20 @@ def step_key(step: Step, outputs: Mapping[str, Artifact], device: str) -> tuple[
     """Return the key of a step whose sources exist, and the document behind it."""
     digests = {role: outputs[name].digest for role, name in step.sources.items()}
     tools = versions(step.stage.tools)
-    bound = device_fingerprint(device if device != "cpu" else "cuda:0") if step.stage.device_bound else None
+    bound = _bound(device) if step.stage.device_bound else None
     return step.stage.key(digests, tools, bound), step.stage.key_document(digests, tools, bound)
+
+
+def _bound(device: str) -> str | None:
+    """Return the GPU that a device-bound stage builds on: always the first."""
+    if device not in ("cpu", "cuda", "cuda:0"):
+        number = device.partition(":")[2]
+        raise UsageError(
+            f"a target of this recipe builds engines, and builds them on cuda:0, not on {device}",
+            where="--device",
+            hint=f"CUDA_VISIBLE_DEVICES={number} optimize ... --device cuda:0   makes that GPU the first",
+        )
+    return device_fingerprint("cuda:0")
 
 
 def read_history(folder: Path) -> dict[str, Any]:

@@ -16,8 +16,11 @@ def delivered(subject: Subject, threads: int) -> tuple[dict[str, float], str]:
     if subject.artifact.format == "engine":
         about = json.loads((subject.artifact.path / "engine.json").read_text())
         return dict(about["precision"]), "the strongly typed network that the engine was built from"
-    from optimizer.graph.receipt import delivered_by_onnxruntime
+    from optimizer.graph.receipt import delivered_by_cuda_provider, delivered_by_onnxruntime
 
+    if subject.device != "cpu":
+        source = "the graph's types: onnxruntime's CUDA provider computes in float between Q/DQ (not read back)"
+        return delivered_by_cuda_provider(subject.artifact.file), source
     shares = delivered_by_onnxruntime(subject.artifact.file, threads)
     source = "onnxruntime's optimised graph"
     if subject.precision == "fp16" and not shares.get("fp16"):

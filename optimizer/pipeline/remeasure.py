@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
     from optimizer.store import Store
 
 
-def open_run(run: Path, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A run's folder, opened: its recipe, what `run.json` says, and the report it had where it was built."""
+
+    folder: Path
+    recipe: Recipe
+    about: Mapping[str, Any]
+    report: Report
+
+
+def open_run(run: Path, report: Report, settings: Mapping[str, str]) -> Carried:
     """Read a run's recipe and description, and check that its files are those that were built.
 
     Raises: UsageError when the folder is no run, StageError when a file was changed.
@@ -45,23 +56,15 @@ def open_run(run: Path, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, 
             raise StageError("is not what was built", where=str(run / name), hint="Copy the run's folder again.")
     filled = {n: v for n, v in about["settings"].items() if f"OPTIMIZE_{n.upper()}" not in os.environ} | dict(settings)
     recipe = load_recipe(run / "recipe" / "recipe.yaml", filled, model_files=False, origin=Path(about["origin"]))
-    return recipe, about
+    return Carried(run, recipe, about, report)
 
 
-def remeasure(
-    run: Path,
-    before: Report,
-    store: Store,
-    new: Path,
-    options: Options,
-    settings: Mapping[str, str],
-    progress: Progress,
-) -> Built:
-    """Measure every artifact of `run` here and write a report into `new`; nothing is built.
+def remeasure(run: Carried, store: Store, new: Path, options: Options, progress: Progress) -> Built:
+    """Measure every artifact of `run` here and write what belongs into the folder `new`; nothing is built.
 
-    Raises: OptimizerError when the run is damaged, its data is not here, or the baseline cannot be measured.
+    Raises: OptimizerError when its data is not here, or the baseline cannot be measured.
     """
-    recipe, about = open_run(run, settings)
+    recipe, about, before = run.recipe, run.about, run.report
     document = data_document(recipe.data, recipe.data.evaluation, recipe.folder, store.index)
     if {k: v for k, v in document.items() if k != "packages"} != about["evaluation"]:
         raise StageError(
@@ -78,7 +81,7 @@ def remeasure(
         options.device,
         options.remeasure,
     )
-    subjects = [_subject(run, name, part, options.device) for name, part in about["candidates"].items()]
+    subjects = [_subject(run.folder, name, part, options.device) for name, part in about["candidates"].items()]
     subjects.sort(key=lambda s: s.name != before.baseline)
     measured = measure(subjects, bench)
     errors: list[OptimizerError] = distinct(measured.failures.values())

@@ -75,7 +75,7 @@ def write_run(
     measured: Measured,
     evaluation: Mapping[str, Any],
 ) -> None:
-    """Write everything beside the artifacts but the report, which the caller renders last: a folder with one is whole."""
+    """Write all that lies beside the artifacts but the report, which the caller renders last."""
     _write_outcomes(run, measured)
     golden = _write_golden(run, measured)
     _write_recipe(run, recipe)
@@ -89,7 +89,7 @@ def write_run(
         "golden_samples": golden,
         "evaluation": {name: part for name, part in evaluation.items() if name != "packages"},
     }
-    (run / RUN_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    (run / RUN_FILE).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dict[str, Any]:

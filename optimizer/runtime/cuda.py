@@ -24,7 +24,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
-    "cuCtxSetCurrent": (c_void_p,),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
     "cuMemFree_v2": (c_uint64,),
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
@@ -41,10 +42,34 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 _OUT_OF_MEMORY = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: never waits for the legacy default stream
+# After one of these every further call of the process returns it again: illegal address, launch timeout, assert,
+# hardware stack, illegal instruction, misaligned address, address space, program counter, launch failure.
+# Source: CUDA Driver API, CUresult: "To continue using CUDA, the process must be terminated and relaunched."
+_LOST = frozenset({700, 702, 710, 714, 715, 716, 717, 718, 719})
+
+
+class _Current:
+    """The block in which a GPU's context is the calling thread's current one; after it, the one before is again.
+
+    Torch and the CUDA runtime take the current context for the current device, so it must not stay changed.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._pushed: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._pushed.append(self._cuda.push())
+
+    def __exit__(self, *_: object) -> None:
+        if self._pushed.pop():
+            self._cuda.pop()
 
 
 class Cuda:
     """One GPU through its primary context, the one that TensorRT's own runtime calls use.
+
+    Whatever touches memory, streams or events is called inside `with cuda.current`.
 
     Raises: MissingToolError without a driver or that GPU, StageError when a call fails; both with the driver's words.
     """
@@ -56,7 +81,7 @@ class Cuda:
         self._context = c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self._memory: dict[int, int] = {}
-        self.make_current()
+        self.current = _Current(self)
 
     @property
     def name(self) -> str:
@@ -77,9 +102,13 @@ class Cuda:
         self._call("cuDriverGetVersion", ctypes.byref(version))
         return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
-    def make_current(self) -> None:
-        """Make this GPU's context the current one of the calling thread."""
-        self._call("cuCtxSetCurrent", self._context)
+    def push(self) -> bool:
+        """Make this GPU's context the current one of the calling thread; False when the process has lost the GPU."""
+        return self._tolerate("cuCtxPushCurrent_v2", self._context)
+
+    def pop(self) -> None:
+        """Make the context current again that was before `push`."""
+        self._tolerate("cuCtxPopCurrent_v2", ctypes.byref(c_void_p()))
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes on the GPU."""
@@ -91,7 +120,7 @@ class Cuda:
 
     def free(self, pointer: int) -> None:
         """Give back what `allocate` returned."""
-        self._call("cuMemFree_v2", pointer)
+        self._tolerate("cuMemFree_v2", pointer)
         del self._memory[pointer]
 
     def to_device(self, pointer: int, array: Array, stream: int) -> None:
@@ -114,7 +143,7 @@ class Cuda:
 
     def destroy_stream(self, stream: int) -> None:
         """Free a stream."""
-        self._call("cuStreamDestroy_v2", stream)
+        self._tolerate("cuStreamDestroy_v2", stream)
 
     def create_event(self) -> int:
         """Return a new event's handle."""
@@ -133,15 +162,15 @@ class Cuda:
 
     def destroy_event(self, event: int) -> None:
         """Free an event."""
-        self._call("cuEventDestroy_v2", event)
+        self._tolerate("cuEventDestroy_v2", event)
 
     def close(self) -> None:
         """Free all memory still allocated and release the context. Safe to call twice."""
         if self._context:
-            self.make_current()
-            for pointer in list(self._memory):
-                self.free(pointer)
-            self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+            with self.current:
+                for pointer in list(self._memory):
+                    self.free(pointer)
+            self._tolerate("cuDevicePrimaryCtxRelease_v2", self._device)
             self._context = c_void_p()
 
     def _find(self) -> int:
@@ -172,8 +201,25 @@ class Cuda:
     def _call(self, function: str, *arguments: Any, what: str | None = None) -> None:
         code = getattr(self._driver, function)(*arguments)
         if code:
-            hint = "use a smaller batch, or free the GPU of other work" if code == _OUT_OF_MEMORY else None
-            raise StageError(f"{what or function} failed: {self._error(code)}", where=f"cuda:{self.index}", hint=hint)
+            raise self._failure(code, what or function)
+
+    def _tolerate(self, function: str, *arguments: Any) -> bool:
+        """Call what leaves or frees; False in a lost context: the call that lost it has raised, and this hides it not.
+
+        Raises: StageError when it fails for another reason.
+        """
+        code = getattr(self._driver, function)(*arguments)
+        if code and code not in _LOST:
+            raise self._failure(code, function)
+        return not code
+
+    def _failure(self, code: int, what: str) -> StageError:
+        hint = None
+        if code == _OUT_OF_MEMORY:
+            hint = "use a smaller batch, or free the GPU of other work"
+        elif code in _LOST:
+            hint = "this process can compute nothing more on the GPU; leave this candidate out and start again"
+        return StageError(f"{what} failed: {self._error(code)}", where=f"cuda:{self.index}", hint=hint)
 
     def _error(self, code: int) -> str:
         """Return the driver's name and sentence for a return code, e.g. `CUDA_ERROR_NO_DEVICE, no CUDA-capable ...`."""

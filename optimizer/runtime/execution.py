@@ -55,17 +55,17 @@ class Execution:
                 address = self._room(spec.name, array.nbytes)
                 self._cuda.to_device(address, array, self._stream)
                 self._point(spec.name, address)
-        unknown = self._context.infer_shapes()
-        self._must(not unknown, f"the shapes of {', '.join(unknown)}")
+        self._infer_shapes()
         for spec in self._tensors.outputs:
             self._place_output(spec)
         self._cuda.synchronize(self._stream)
 
     def run(self) -> None:
-        """Enqueue and wait for the stream: what is timed."""
-        if not self._context.execute_async_v3(self._stream):
-            raise StageError(f"execution failed: {self._reason()}", where="engine")
-        self._cuda.synchronize(self._stream)
+        """Enqueue and wait for the stream: what is timed. It may be called in any thread, whatever GPU is current."""
+        with self._cuda.current:
+            if not self._context.execute_async_v3(self._stream):
+                raise StageError(f"execution failed: {self._reason()}", where="engine")
+            self._cuda.synchronize(self._stream)
 
     def fetch(self) -> dict[str, Array]:
         """Copy the outputs into new arrays."""
@@ -80,15 +80,22 @@ class Execution:
         return outputs
 
     def close(self) -> None:
-        """Free the context, then what it pointed to."""
+        """Free the context, then what it pointed to. Called with the GPU current, as everything but `run` is."""
         if self._context is None:
             return
-        self._cuda.make_current()
         self._context = None
         for address, _ in self._memory.values():
             self._cuda.free(address)
         self._memory.clear()
         self._cuda.destroy_stream(self._stream)
+
+    def _infer_shapes(self) -> None:
+        """Let the shapes of the inputs decide those of the outputs; TensorRT returns what it lacks, or raises."""
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise StageError(f"TensorRT cannot infer shapes: {self._reason()} ({error})", where="engine") from error
+        self._must(not unknown, f"the shapes of {', '.join(unknown)}")
 
     def _place_output(self, spec: TensorSpec) -> None:
         shape = tuple(self._context.get_tensor_shape(spec.name))

@@ -64,14 +64,23 @@ class OnnxSession(Session):
         try:
             values = session.run(self._names, checked)
         except self._refusals() as error:
-            raise StageError(f"onnxruntime failed while running: {_one_line(error)}", where=str(self._path)) from error
+            raise self._failure(error) from error
         return dict(zip(self._names, values, strict=True))
 
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Place inputs and outputs on the device, once; the call returned runs and waits for the end."""
         checked = check_feed(self.inputs, feed, self._path.name)
-        session = self._alive()
-        binding = session.io_binding()
+        try:
+            return self._call(self._alive(), self._binding(checked))
+        except self._refusals() as error:  # the device may have no memory left
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        self._session = None
+
+    def _binding(self, checked: dict[str, Array]) -> Any:
+        binding = self._alive().io_binding()
         for name, array in checked.items():
             # A copy: the caller may change its arrays between two calls without changing what is timed.
             value = self._ort.OrtValue.ortvalue_from_numpy(array.copy(), self._device, self._device_id)
@@ -86,11 +95,7 @@ class OnnxSession(Session):
                 binding.bind_ortvalue_output(spec.name, place)
             else:
                 binding.bind_output(spec.name, self._device, self._device_id)
-        return self._call(session, binding)
-
-    def close(self) -> None:
-        """Free the session's memory."""
-        self._session = None
+        return binding
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -117,12 +122,16 @@ class OnnxSession(Session):
             _preload(ort)
         try:
             session = ort.InferenceSession(
-                str(self._path), sess_options=options, providers=providers, disabled_optimizers=CRASHING_OPTIMIZERS
+                str(self._path),
+                sess_options=options,
+                providers=providers,
+                disabled_optimizers=CRASHING_OPTIMIZERS,
+                # A provider that fails would be replaced by the CPU, with a word on stdout, here and while running.
+                enable_fallback=0,
             )
         except self._refusals() as error:
             raise StageError(f"onnxruntime refuses the model: {_one_line(error)}", where=str(self._path)) from error
-        # Without this a failing provider is replaced by the CPU, and only a log line says so.
-        session.disable_fallback()
+        # One whose libraries are missing is left out without an error.
         started = session.get_providers()
         if started[0] != wanted:
             raise MissingToolError(
@@ -161,11 +170,19 @@ class OnnxSession(Session):
             run, native = session._sess.run_with_iobinding, binding._iobinding
             return lambda: run(native, None)
 
+        refusals = self._refusals()
+
         def on_device() -> None:
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            try:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except refusals as error:
+                raise self._failure(error) from error
 
         return on_device
+
+    def _failure(self, error: Exception) -> StageError:
+        return StageError(f"onnxruntime failed while running: {_one_line(error)}", where=str(self._path))
 
     def _alive(self) -> Any:
         if self._session is None:

@@ -46,14 +46,16 @@ class TensorRTSession(Session):
         self._cuda = cuda.Cuda(_gpu(package, device))
         self._executions: list[Execution] = []
         self._engine: Any = None
+        self._runtime: Any = None
         try:
             self._errors: list[str] = []
             self._logger = _logger(self._trt, self._errors)
-            self._engine = self._deserialize()
-            self._tensors = self._describe()
-            self.inputs = self._tensors.inputs
-            self.outputs = self._tensors.outputs
-            self._own = self._execution()
+            with self._cuda.current:
+                self._engine = self._deserialize()
+                self._tensors = self._describe()
+                self.inputs = self._tensors.inputs
+                self.outputs = self._tensors.outputs
+                self._own = self._execution()
         except BaseException:
             self.close()
             raise
@@ -64,29 +66,39 @@ class TensorRTSession(Session):
         Raises: UsageError for a wrong feed or a shape outside the engine's profile, StageError when it fails.
         """
         checked = self._check(feed)
-        self._cuda.make_current()
-        self._own.place(checked)
-        self._own.run()
-        return self._own.fetch()
+        with self._cuda.current:
+            self._own.place(checked)
+            self._own.run()
+            return self._own.fetch()
 
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Place the inputs in GPU memory of an execution context of its own; the call runs and waits for the stream."""
         checked = self._check(feed)
-        self._cuda.make_current()
-        execution = self._execution()
-        execution.place(checked)
+        with self._cuda.current:
+            execution = self._execution()
+            execution.place(checked)
         return execution.run
 
     def close(self) -> None:
-        """Free contexts, engine, stream and memory, in this order."""
-        for execution in self._executions:
-            execution.close()
-        self._executions.clear()
-        self._engine = None
+        """Free contexts with their memory, engine, runtime and the GPU, in this order. Safe to call twice."""
+        if self._runtime is not None:
+            with self._cuda.current:
+                for execution in self._executions:
+                    execution.close()
+                self._executions.clear()
+                self._engine = None
+                self._runtime = None
         self._cuda.close()
 
     def _deserialize(self) -> Any:
-        self._runtime = self._trt.Runtime(self._logger)
+        try:
+            self._runtime = self._trt.Runtime(self._logger)
+        except TypeError as error:  # how pybind11 says that the factory returned null: a driver that is too old
+            raise MissingToolError(
+                f"{self._package} {self._trt.__version__} cannot start its runtime: {self._reason()}",
+                where=f"device cuda:{self._cuda.index}",
+                hint=f"it needs a newer driver; this one serves CUDA {self._cuda.driver_version}",
+            ) from error
         engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
         if engine is None:
             refused = f"{self._package} {self._trt.__version__} refuses the engine: {self._reason()}"

@@ -17,8 +17,12 @@ import numpy as np
 
 from optimizer.runtime.cuda import SIGNATURES
 
-NO_DEVICE, OUT_OF_MEMORY, INVALID = 100, 2, 1
+NO_DEVICE, OUT_OF_MEMORY, INVALID, INVALID_CONTEXT, ILLEGAL_ADDRESS = 100, 2, 1, 201, 700
+CONTEXT, TORCHS_CONTEXT = 0xC0, 0xD0
+# cuda.h: these work on the calling thread's current context.
+NEED_CONTEXT = ("cuMem", "cuStream", "cuEvent")
 NAMES = {NO_DEVICE: b"CUDA_ERROR_NO_DEVICE", OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", INVALID: b"CUDA_ERROR_INVALID"}
+NAMES[ILLEGAL_ADDRESS] = b"CUDA_ERROR_ILLEGAL_ADDRESS"
 TEXTS = {NO_DEVICE: b"no CUDA-capable device is detected", OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid value"}
 
 
@@ -31,6 +35,8 @@ class Driver:
         self.handles: set[int] = set()
         self.retained = 0
         self.calls: list[str] = []
+        self.stack = [TORCHS_CONTEXT]  # what another library left current
+        self.lost = False  # every call fails, as after an illegal address
         self._keep: list[Any] = []
         for name, arguments in SIGNATURES.items():
             callback = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(self._recorded(name))
@@ -42,6 +48,10 @@ class Driver:
 
         def call(*arguments: Any) -> int:
             self.calls.append(name)
+            if self.lost and not name.startswith("cuGet"):
+                return ILLEGAL_ADDRESS
+            if name.startswith(NEED_CONTEXT) and self.stack[-1] != CONTEXT:
+                return INVALID_CONTEXT
             return int(body(*arguments) or 0)
 
         return call
@@ -79,14 +89,18 @@ class Driver:
         out[0] = {75: 8, 76: 9}[attribute]
 
     def _cuDevicePrimaryCtxRetain(self, out: Any, device: int) -> None:  # noqa: N802
-        out[0] = 0xC0
+        out[0] = CONTEXT
         self.retained += 1
 
     def _cuDevicePrimaryCtxRelease_v2(self, device: int) -> None:  # noqa: N802
         self.retained -= 1
 
-    def _cuCtxSetCurrent(self, context: int) -> int:  # noqa: N802
-        return 0 if context == 0xC0 else INVALID
+    def _cuCtxPushCurrent_v2(self, context: int) -> int:  # noqa: N802
+        self.stack.append(context)
+        return 0 if context == CONTEXT and self.retained else INVALID
+
+    def _cuCtxPopCurrent_v2(self, out: Any) -> None:  # noqa: N802
+        out[0] = self.stack.pop()
 
     def _cuMemAlloc_v2(self, out: Any, size: int) -> int:  # noqa: N802
         if size == 0:
@@ -166,6 +180,8 @@ class Context:
         return bool(memory)
 
     def infer_shapes(self) -> list[str]:
+        if self.engine.inconsistent:
+            raise RuntimeError("shape inference failed")
         return [name for name in ("x",) if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -174,6 +190,11 @@ class Context:
         return (-1,) if self.engine.data_dependent else self.shapes["x"]
 
     def execute_async_v3(self, stream_handle: int) -> bool:
+        if self.engine.driver is not None:
+            if self.engine.driver.lost:
+                self.engine.logger.log(LoggerBase.ERROR, "CUDA_ERROR_ILLEGAL_ADDRESS")
+                return False
+            assert self.engine.driver.stack[-1] == CONTEXT
         if self.engine.fails:
             self.engine.logger.log(LoggerBase.ERROR, "Cask convolution\n execution failed")
             return False
@@ -198,6 +219,8 @@ class Engine:
         self.fails = traits.get("fails", False)
         self.data_dependent = traits.get("data_dependent", False)
         self.linear = traits.get("linear", True)
+        self.inconsistent = traits.get("inconsistent", False)
+        self.driver: Driver | None = None
         self.configs: list[Any] = []
         self.tensors: dict[str, dict[str, Any]] = {
             "double": {"mode": Mode.OUTPUT, "dtype": dtype, "shape": (-1, 3), "place": Location.DEVICE},
@@ -248,7 +271,7 @@ class LoggerBase:
 
 def tensorrt(**traits: Any) -> Any:
     """Return a module like `tensorrt_rtx`; `refuse="text"` makes it refuse every plan, the rest goes to Engine."""
-    refuse = traits.pop("refuse", None)
+    refuse, old_driver = traits.pop("refuse", None), traits.pop("old_driver", False)
     module = SimpleNamespace(
         __version__="99.1",
         ILogger=LoggerBase,
@@ -257,12 +280,16 @@ def tensorrt(**traits: Any) -> Any:
         DataType=DataType,
         TensorFormat=SimpleNamespace(LINEAR="LINEAR"),
         engines=[],
+        driver=None,
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
     )
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
             assert logger.initialised
+            if old_driver:
+                logger.log(LoggerBase.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self.logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
@@ -271,6 +298,7 @@ def tensorrt(**traits: Any) -> Any:
                 self.logger.log(LoggerBase.ERROR, refuse)
                 return None
             module.engines.append(Engine(self.logger, **traits))
+            module.engines[-1].driver = module.driver
             return module.engines[-1]  # type: ignore[no-any-return]
 
     module.Runtime = Runtime

@@ -16,11 +16,16 @@ class NvmlError(Exception):
     pass
 
 
+class NotSupportedError(NvmlError):
+    pass
+
+
 def nvml(**changes):
     """A stand-in of pynvml with two GPUs."""
     names = {0: "H200", 1: "L4", "GPU-abc": "A10"}
     fake = SimpleNamespace(
         NVMLError=NvmlError,
+        NVMLError_NotSupported=NotSupportedError,
         NVML_ERROR_NOT_FOUND=6,
         nvmlInit=lambda: None,
         nvmlShutdown=lambda: None,
@@ -108,6 +113,27 @@ def test_visible_devices_renumber(gpu_host, monkeypatch, chosen, name):
     gpu_host(nvml())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     assert env.gpu().name == name
+
+
+def test_names_after_one_that_is_none_are_hidden(gpu_host, monkeypatch):
+    gpu_host(nvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,0")
+    assert env.gpu(0).name == "L4"
+    assert env.gpu(1) is None
+
+
+def test_report_describes_the_gpu_that_was_measured(gpu_host):
+    gpu_host(nvml())
+    assert env.environment(device="cuda:1").gpu.name == "L4"
+    assert env.environment().gpu.name == "H200"
+
+
+def test_gpu_that_shares_the_machines_memory_has_that_much(gpu_host):
+    def refuse(handle):
+        raise NotSupportedError
+
+    gpu_host(nvml(nvmlDeviceGetMemoryInfo=refuse))
+    assert env.gpu().memory_bytes == env.usable_memory_bytes()
 
 
 def test_hidden_gpu_is_no_gpu(gpu_host, monkeypatch):

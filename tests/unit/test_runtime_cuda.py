@@ -1,17 +1,30 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from fake_gpu import Driver
+from fake_gpu import CONTEXT, TORCHS_CONTEXT, Driver
 
 from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime import cuda
 from optimizer.runtime.cuda import Cuda
 
 
-def test_bytes_survive_the_way_to_the_device_and_back() -> None:
-    driver = Driver()
-    gpu = Cuda(library=driver)
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+@pytest.fixture
+def gpu(driver: Driver) -> Any:
+    """An open GPU inside its `current` block."""
+    opened = Cuda(library=driver)
+    with opened.current:
+        yield opened
+
+
+def test_bytes_survive_the_way_to_the_device_and_back(driver: Driver, gpu: Cuda) -> None:
     stream = gpu.create_stream()
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     pointer = gpu.allocate(array.nbytes)
@@ -26,9 +39,7 @@ def test_bytes_survive_the_way_to_the_device_and_back() -> None:
     assert (driver.memory, driver.handles, driver.retained) == ({}, set(), 0)
 
 
-def test_close_frees_what_is_left_and_may_be_called_twice() -> None:
-    driver = Driver()
-    gpu = Cuda(library=driver)
+def test_close_frees_what_is_left_and_may_be_called_twice(driver: Driver, gpu: Cuda) -> None:
     gpu.allocate(100)
     gpu.close()
     gpu.close()
@@ -36,18 +47,14 @@ def test_close_frees_what_is_left_and_may_be_called_twice() -> None:
     assert driver.retained == 0
 
 
-def test_empty_tensor_has_an_address_and_copies_nothing() -> None:
-    driver = Driver()
-    gpu = Cuda(library=driver)
+def test_empty_tensor_has_an_address_and_copies_nothing(driver: Driver, gpu: Cuda) -> None:
     pointer = gpu.allocate(0)
     assert pointer
     gpu.to_device(pointer, np.empty((0, 3), np.float32), gpu.create_stream())
     assert "cuMemcpyHtoDAsync_v2" not in driver.calls
 
 
-def test_events_give_the_time_on_the_device() -> None:
-    driver = Driver()
-    gpu = Cuda(library=driver)
+def test_events_give_the_time_on_the_device(driver: Driver, gpu: Cuda) -> None:
     stream, start, end = gpu.create_stream(), gpu.create_event(), gpu.create_event()
     gpu.record(start, stream)
     gpu.record(end, stream)
@@ -65,20 +72,52 @@ def test_device_is_described_by_capability_and_driver() -> None:
 
 def test_failed_call_carries_the_drivers_words_and_a_way_out() -> None:
     gpu = Cuda(library=Driver(capacity=1000))
-    with pytest.raises(StageError) as caught:
+    with gpu.current, pytest.raises(StageError) as caught:
         gpu.allocate(5000)
     assert str(caught.value) == (
         "cuda:0: allocating 5,000 bytes failed: CUDA_ERROR_OUT_OF_MEMORY, out of memory\n"
         "  use a smaller batch, or free the GPU of other work"
     )
-    with pytest.raises(StageError, match="cuMemFree_v2 failed: CUDA_ERROR_INVALID, invalid value"):
+    with gpu.current, pytest.raises(StageError, match="cuMemFree_v2 failed: CUDA_ERROR_INVALID, invalid value"):
         gpu.free(12345)
 
 
-def test_strided_array_is_never_copied_as_if_it_were_whole() -> None:
-    gpu = Cuda(library=Driver())
+def test_strided_array_is_never_copied_as_if_it_were_whole(gpu: Cuda) -> None:
     with pytest.raises(ValueError, match="C-contiguous"):
         gpu.to_device(gpu.allocate(64), np.zeros((4, 4), np.float32)[:, ::2], gpu.create_stream())
+
+
+def test_the_context_that_was_current_is_current_again(driver: Driver) -> None:
+    gpu = Cuda(library=driver)
+    assert driver.stack == [TORCHS_CONTEXT]
+    with gpu.current:
+        with gpu.current:
+            gpu.allocate(1)
+        assert driver.stack[-1] == CONTEXT
+        gpu.create_stream()
+    assert driver.stack == [TORCHS_CONTEXT]
+    gpu.close()
+    assert driver.stack == [TORCHS_CONTEXT]
+
+
+def test_work_outside_the_context_is_an_error(driver: Driver) -> None:
+    with pytest.raises(StageError, match="cuStreamCreate failed: error 201"):
+        Cuda(library=driver).create_stream()
+
+
+def test_lost_gpu_is_said_once_and_closing_hides_it_not(driver: Driver) -> None:
+    gpu = Cuda(library=driver)
+    with pytest.raises(StageError) as caught, gpu.current:
+        stream = gpu.create_stream()
+        gpu.allocate(1)
+        driver.lost = True
+        try:
+            gpu.synchronize(stream)
+        finally:
+            gpu.destroy_stream(stream)
+            gpu.close()
+    assert "cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS" in caught.value.what
+    assert "start again" in (caught.value.hint or "")
 
 
 def test_no_device_and_a_missing_one_are_said_apart() -> None:

@@ -201,7 +201,7 @@ def test_provider_that_did_not_start_is_missing(model: Path, monkeypatch: pytest
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda path, sess_options, providers: original(path, sess_options, providers=["CPUExecutionProvider"]),
+        lambda path, sess_options, providers, **rest: original(path, sess_options, ["CPUExecutionProvider"], **rest),
     )
     with pytest.raises(
         MissingToolError, match=r"could not start CUDAExecutionProvider \(it started CPUExecutionProvider"

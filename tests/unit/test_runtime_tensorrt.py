@@ -23,6 +23,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **traits: Any) -> None:
         self.driver = fake_gpu.Driver()
         self.trt = fake_gpu.tensorrt(**traits)
+        self.trt.driver = self.driver
         monkeypatch.setattr(cuda, "_load", lambda index: self.driver)
         monkeypatch.setattr(tensorrt, "_import", lambda package: self.trt)
 
@@ -81,8 +82,9 @@ def test_bound_calls_keep_their_own_memory(machine: Any, tmp_path: Path) -> None
         here.driver.calls.clear()
         for call in (one, two, one):
             call()
-        assert set(here.driver.calls) == {"cuStreamSynchronize"}
-        first = one.__self__.fetch()["double"]  # type: ignore[attr-defined]
+        assert here.driver.calls == ["cuCtxPushCurrent_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"] * 3
+        with session._cuda.current:
+            first = one.__self__.fetch()["double"]  # type: ignore[attr-defined]
         np.testing.assert_array_equal(first, X * 2)
 
 
@@ -108,6 +110,7 @@ def test_shape_outside_the_profile_is_a_usage_error(machine: Any, tmp_path: Path
     [
         ({"data_dependent": True}, "the shape of output 'double' depends on the data"),
         ({"fails": True}, "execution failed: Cask convolution execution failed"),
+        ({"inconsistent": True}, "TensorRT cannot infer shapes: it logged no reason (shape inference failed)"),
         ({"dtype": "BF16"}, "tensor 'double' is BF16, which numpy cannot hold"),
         ({"linear": False}, "tensor 'double' is not in linear format"),
         ({"refuse": "magicTag == kEXPECTED_MAGIC_TAG failed"}, "tensorrt_rtx 99.1 refuses the engine: magicTag"),
@@ -119,6 +122,35 @@ def test_refusals_name_the_cause(machine: Any, tmp_path: Path, traits: dict[str,
         s.infer({"x": X})
     assert message in str(caught.value)
     assert here.driver.retained == 0
+
+
+def test_driver_that_is_too_old_is_a_missing_tool(machine: Any, tmp_path: Path) -> None:
+    here = machine(old_driver=True)
+    with pytest.raises(MissingToolError) as caught:
+        TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx")
+    assert "cannot start its runtime: CUDA initialization failure with error: 35" in caught.value.what
+    assert caught.value.hint == "it needs a newer driver; this one serves CUDA 13.2"
+    assert here.driver.retained == 0
+
+
+def test_lost_gpu_keeps_its_error_through_closing(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with (
+        pytest.raises(StageError, match="CUDA_ERROR_ILLEGAL_ADDRESS"),
+        TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session,
+    ):
+        call = session.bind({"x": X})
+        here.driver.lost = True
+        call()
+
+
+def test_session_leaves_the_current_gpu_as_it_was(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        session.infer({"x": X})
+        session.bind({"x": X})()
+        assert here.driver.stack == [fake_gpu.TORCHS_CONTEXT]
+    assert here.driver.stack == [fake_gpu.TORCHS_CONTEXT]
 
 
 def test_engine_of_another_gpu_is_a_missing_device(machine: Any, tmp_path: Path) -> None:

@@ -1,0 +1,269 @@
+"""What bad input gets: the exit code, a short screen that says what to do, an intact store, and a good build after it.
+
+The exact screens stand in tests/fixtures/screens; `SCREENS=write pytest tests/e2e/test_bad_input.py` writes them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.cli import main
+from optimizer.store import Store
+from tests.e2e.conftest import Build, run_optimize
+from tests.e2e.tiny import edit
+
+SCREENS = Path(__file__).parent.parent / "fixtures" / "screens"
+MOST_LINES = 15
+PROGRESS = re.compile(r"^\S+ +(built|reused|measured|failed)\b")
+
+
+# --- the bad inputs: each changes a good recipe's folder in one way ------------------------------------------------
+
+
+def missing_checkpoint(folder: Path) -> None:
+    (folder / "checkpoint.safetensors").unlink()
+
+
+def other_architecture(folder: Path) -> None:
+    """A wider head under another name, one layer missing, one of another width."""
+    import torch
+    from safetensors.torch import save_file
+
+    weights = {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,), "fc.weight": (10, 256), "fc.bias": (10,)}
+    save_file({name: torch.zeros(shape) for name, shape in weights.items()}, folder / "checkpoint.safetensors")
+
+
+def shape_unlike_the_data(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "[batch, 1, 8, 8]", "[batch, 3, 8, 8]")
+
+
+def shape_that_the_model_refuses(folder: Path) -> None:
+    shape_unlike_the_data(folder)
+    edit(folder / "data.py", "images[part], labels[part]", "np.repeat(images[part], 3, axis=1), labels[part]")
+
+
+def unknown_key(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "int8: {}", "int8: {percentil: 99.9}")
+
+
+def nan_in_calibration(folder: Path) -> None:
+    edit(folder / "data.py", "    part =", "    images[:900, 0, 3, 3] = np.nan\n    part =")
+
+
+def no_calibration(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "  calibration: {split: train, samples: 64}\n", "")
+
+
+def empty_calibration_split(folder: Path) -> None:
+    edit(folder / "data.py", "slice(0, 900)", "slice(0, 0)")
+
+
+def same_split(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "{split: train, samples: 64}", "{split: test, samples: 64}")
+
+
+class RunsCode:
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def pickle_that_runs_code(folder: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": RunsCode(str(folder / "ran"))}, folder / "checkpoint.pt")
+    edit(folder / "recipe.yaml", "checkpoint.safetensors", "checkpoint.pt")
+
+
+def labels_beyond_the_outputs(folder: Path) -> None:
+    edit(folder / "data.py", "labels[part]", "labels[part] + 1")
+
+
+def profile_without_the_evaluation_batch(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "evaluation: {split: test}", "evaluation: {split: test, batch: 32}")
+
+
+def forward(folder: Path, *lines: str) -> None:
+    body = "".join(f"        {line}\n" for line in lines)
+    edit(folder / "model.py", "        return self.head(self.features(image))\n", body)
+
+
+def data_dependent_shape(folder: Path) -> None:
+    forward(
+        folder,
+        "if image.sum() > 0:",
+        "    image = image * 2",
+        "return self.head(self.features(image))",
+    )
+
+
+def fixed_axis_named_dynamic(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "[batch, 1, 8, 8]", "[batch, 1, height, 8]")
+    edit(folder / "recipe.yaml", "opt: 4, max: 8}\n", "opt: 4, max: 8}\n  height: {min: 8, opt: 8, max: 16}\n")
+
+
+def operators_that_tensorrt_lacks(folder: Path) -> None:
+    forward(
+        folder,
+        "scores = self.head(self.features(image))",
+        "square = image[:, 0]",
+        "return scores + torch.linalg.det(square)[:, None] + torch.linalg.det(square[:, ::2, ::2])[:, None]",
+    )
+
+
+def no_profile_for_an_engine(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "profile:\n  batch: {min: 1, opt: 4, max: 8}\n", "")
+
+
+def target_not_installed(folder: Path) -> None:
+    edit(folder / "recipe.yaml", '  tensorrt_rtx: {compute_capabilities: ["8.6"]}', "  tensorrt: {}")
+
+
+def another_sha256(folder: Path) -> None:
+    edit(folder / "recipe.yaml", "  outputs: [logits]", f"  outputs: [logits]\n  sha256: {'0' * 64}")
+
+
+def exported_with_a_fixed_batch(folder: Path) -> None:
+    import torch
+
+    space: dict[str, type] = {}
+    exec((folder / "model.py").read_text(), space)
+    torch.export.save(torch.export.export(space["Tiny"]().eval(), (torch.zeros(2, 1, 8, 8),)), folder / "model.pt2")
+    edit(folder / "recipe.yaml", "  factory: model.py:Tiny\n  checkpoint: checkpoint.safetensors", "  checkpoint: model.pt2")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A bad input, the exit code, and the words that its screen must have."""
+
+    change: Callable[[Path], None]
+    code: int
+    says: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.change.__name__
+
+
+def as_it_is(folder: Path) -> None:
+    """Nothing: the arguments are what is wrong."""
+
+
+FP32, INT8 = ("--only", "fp32"), ("--only", "int8")
+BAD = (
+    Bad(missing_checkpoint, 2, ("recipe.yaml:5:", "checkpoint.safetensors", "no such file")),
+    Bad(
+        other_architecture,
+        4,
+        ("missing (2): head.weight, head.bias", "unexpected (2): fc.bias, fc.weight", "model has [16, 1, 3, 3]"),
+        FP32,
+    ),
+    Bad(shape_unlike_the_data, 4, ("[1, 8, 8]", "[3, 8, 8]", "inputs"), FP32),
+    Bad(shape_that_the_model_refuses, 4, ("image float32[2, 3, 8, 8]", "Compare the recipe's inputs"), FP32),
+    Bad(unknown_key, 2, ("recipe.yaml:16:", "unknown key", "did you mean 'percentile'")),
+    Bad(nan_in_calibration, 4, ("sample train[", "NaN", "Clean the data"), INT8),
+    Bad(no_calibration, 2, ("variants.int8", "data.calibration")),
+    Bad(empty_calibration_split, 4, ("data.calibration", "empty"), INT8),
+    Bad(same_split, 2, ("calibration and evaluation are both 'test'",)),
+    Bad(pickle_that_runs_code, 4, ("posix.system", "refused", "model.state_dict()"), FP32),
+    Bad(labels_beyond_the_outputs, 4, ("the label is 10", "allowed: 0 to 9"), FP32),
+    Bad(profile_without_the_evaluation_batch, 2, ("batch 32 lies outside profile.batch, 1 to 8",)),
+    Bad(data_dependent_shape, 4, ("depends on the data", "model.py", "Rewrite"), FP32),
+    Bad(fixed_axis_named_dynamic, 4, ("height", "Write that axis as a number"), FP32),
+    Bad(operators_that_tensorrt_lacks, 4, ("cannot parse 2 nodes", "Det", "leave this target out"), FP32),
+    Bad(no_profile_for_an_engine, 2, ("'batch' of input 'image'", "profile: {batch: {min: 1, opt: 8, max: 32}}")),
+    Bad(as_it_is, 3, ("cuda:0", "no NVIDIA GPU", "--device cpu"), ("--device", "cuda:0")),
+    Bad(target_not_installed, 3, ("tensorrt is not installed", "pip install tensorrt")),
+    Bad(another_sha256, 2, ("model.sha256", "Restore the file")),
+    Bad(exported_with_a_fixed_batch, 4, ("fixed to [2, 1, 8, 8]", "'batch'", "Export it again"), FP32),
+)
+
+
+# --- what they share -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(built: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that knows the good recipe already, for all bad ones."""
+    place = tmp_path_factory.mktemp("bad") / "home"
+    shutil.copytree(built.home, place)
+    return place
+
+
+@pytest.fixture
+def folder(built: Build, tmp_path: Path) -> Path:
+    """A copy of the good recipe's folder, to spoil."""
+    place = tmp_path / "recipe"
+    shutil.copytree(built.recipe.parent, place, ignore=shutil.ignore_patterns("*.lock.json", "__pycache__"))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def stays_whole(home: Path, built: Build, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Afterwards the store is intact, nothing half lies about, and the good recipe builds."""
+    yield
+    assert Store(home / "store").verify() == []
+    assert list((home / "store" / "tmp").iterdir()) == []
+    monkeypatch.setenv("OPTIMIZE_HOME", str(home))
+    assert main(["build", str(built.recipe)]) == 0
+
+
+def plain(text: str, home: Path, folder: Path) -> str:
+    """Put placeholders where a screen differs from machine to machine."""
+    for found, name in (
+        (re.escape(str(folder)), "<folder>"),
+        (rf"{re.escape(str(home))}/runs/\w+/\d+", "<run>"),
+        (re.escape(str(home)), "<home>"),
+        (r"\b[0-9a-f]{64}\b", "<sha256>"),
+        (r"\b[0-9a-f]{8}\b", "<digest>"),
+        (r" *\d+\.\d s ", " <time> "),
+        (r"(tensorrt_rtx|torch) [\d.]+\d\S*", r"\1 <version>"),
+    ):
+        text = re.sub(found, name, text)
+    return text
+
+
+def check_screen(name: str, screen: str) -> None:
+    """Compare with the screen that is kept beside the test."""
+    file = SCREENS / f"{name}.txt"
+    if os.environ.get("SCREENS") == "write":
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(screen)
+    assert screen == file.read_text()
+
+
+def check_short(stderr: str) -> None:
+    told = [line for line in stderr.splitlines() if not PROGRESS.match(line)]
+    assert 1 <= len(told) <= MOST_LINES, stderr
+    assert "Traceback" not in stderr
+    assert len(set(told)) == len(told), "something is said twice"
+    for log in re.findall(r"log: (\S+)", stderr):
+        assert Path(log).is_file()
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_bad_input_gets_its_exit_code_and_a_screen_that_says_what_to_do(bad: Bad, folder: Path, home: Path) -> None:
+    bad.change(folder)
+    done = run_optimize("build", "recipe.yaml", *bad.arguments, home=home, cwd=folder)
+    assert done.returncode == bad.code, done.stderr
+    check_short(done.stderr)
+    for words in bad.says:
+        assert words in done.stderr
+    assert not (folder / "ran").exists()  # what the pickle would have run
+    check_screen(bad.name, plain(done.stderr, home, folder))
