@@ -31,11 +31,12 @@ def verify(parent: Session, child: Session, feeds: Mapping[int, Feed], tolerance
     """
     if not feeds:
         raise StageError("there are no inputs to compare on", where=what)
-    _same_interface(parent, child, what)
+    _same_names("inputs", [s.name for s in parent.inputs], [s.name for s in child.inputs], what)
     worst = {spec.name: _Worst() for spec in child.outputs}
     largest: dict[str, Pair] = {}
     for batch, feed in sorted(feeds.items()):
         expected, found = parent.infer(feed), child.infer(feed)
+        _same_names("outputs", list(expected), list(found), what)
         largest = {name: (expected[name], found[name]) for name in worst}
         for name, seen in worst.items():
             _compare(*largest[name], tolerance, _Place(what, name, f"batch {batch}", "the parent"), seen)
@@ -52,12 +53,9 @@ def verify(parent: Session, child: Session, feeds: Mapping[int, Feed], tolerance
     return notes
 
 
-def _same_interface(parent: Session, child: Session, what: str) -> None:
-    for kind in ("inputs", "outputs"):
-        expected = [spec.name for spec in getattr(parent, kind)]
-        found = [spec.name for spec in getattr(child, kind)]
-        if expected != found:
-            raise StageError(f"{kind} are {', '.join(found)}; its parent's are {', '.join(expected)}", where=what)
+def _same_names(kind: str, expected: list[str], found: list[str], what: str) -> None:
+    if expected != found:
+        raise StageError(f"{kind} are {', '.join(found)}; its parent's are {', '.join(expected)}", where=what)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,9 @@ def probe_tensorrt() -> dict[str, str]:
 
 def probe_tensorrt_rtx() -> dict[str, str]:
     """Return TensorRT-RTX's version and the compute capabilities it builds for."""
+    trt = _import("tensorrt_rtx")
     from optimizer.graph.build_engine import capabilities
 
-    trt = _import("tensorrt_rtx")
     return {"found": f"{trt.__version__}, builds for compute capabilities {', '.join(capabilities(trt))}"}
 
 

@@ -61,5 +61,11 @@ class Splits:
             source = Pictures(self._recipe.folder / str(data.folder), str(data.layout), split)
         if data.labels is not None:
             source.labels = data.labels
+        if len(source) == 0:
+            raise StageError(
+                f"the split '{split}' holds no samples",
+                where=f"data, {data.source or data.folder}",
+                hint="Check the split's name, and that the data is where the source looks for it.",
+            )
         steps = [step.model_dump(mode="json", exclude_none=True) for step in data.transform]
         return Transformed(source, steps, to_specs(self._recipe.inputs))

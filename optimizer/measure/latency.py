@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from optimizer.data.samples import Array
-from optimizer.errors import MeasurementError
+from optimizer.errors import MeasurementError, OptimizerError
 from optimizer.measure.bootstrap import interleaved_ratio
 from optimizer.measure.statistics import SEED, Floats
 from optimizer.results import Latency, Speedup
@@ -118,10 +118,14 @@ def measure_latency(
     all of them alike, and nobody always follows the same neighbour. Each turn begins with a call that is not timed,
     because the caches still hold the neighbour's data; for slow models too, or they alone would be timed cold.
     At least 20 rounds are taken; where those need more than three times the budget as many as it holds, at least 5.
+    Raises: MeasurementError, `where` naming the runner that could not be bound or failed while warming up.
     """
     series: dict[str, dict[int, Series]] = {name: {} for name in runners}
     for index, (batch, feed) in enumerate(feeds.items()):
-        calls = {name: runner.bind(feed) for name, runner in runners.items()}
+        calls = {}
+        for name, runner in runners.items():
+            with blamed(name, batch):
+                calls[name] = runner.bind(feed)
         warmups = {name: _warm_up(call, name, batch) for name, call in calls.items()}
         turns = {name: _calls_per_turn(pace) for name, (_, pace) in warmups.items()}
 
@@ -134,19 +138,28 @@ def measure_latency(
     return LatencySession(baseline, series)
 
 
+@contextlib.contextmanager
+def blamed(name: str, batch: int | None = None) -> Iterator[None]:
+    """Turn what a backend raises into a MeasurementError at this candidate; another one may be measured without it."""
+    try:
+        yield
+    except (OptimizerError, RuntimeError, ValueError) as error:
+        at = "" if batch is None else f" at batch {batch}"
+        said, hint = (error.what, error.hint) if isinstance(error, OptimizerError) else (str(error), None)
+        raise MeasurementError(f"failed{at}: {said}", where=name, hint=hint) from error
+
+
 def _warm_up(call: Callable[[], None], name: str, batch: int) -> tuple[int, float]:
     """Call until two windows in a row have medians within 5 %; return the calls made and the seconds of one."""
     made, started, before = 0, time.perf_counter(), math.inf
     while True:
         window: list[float] = []
         opened = time.perf_counter()
-        while len(window) < WARMUP_CALLS or time.perf_counter() - opened < WARMUP_WINDOW_S:
-            begun = time.perf_counter()
-            try:
+        with blamed(name, batch):
+            while len(window) < WARMUP_CALLS or time.perf_counter() - opened < WARMUP_WINDOW_S:
+                begun = time.perf_counter()
                 call()
-            except (RuntimeError, ValueError) as error:
-                raise MeasurementError(f"failed at batch {batch}: {error}", where=name) from error
-            window.append(time.perf_counter() - begun)
+                window.append(time.perf_counter() - begun)
         made += len(window)
         median = float(np.median(window))
         if abs(median / before - 1) <= WARMUP_AGREEMENT or time.perf_counter() - started > WARMUP_MOST_S:

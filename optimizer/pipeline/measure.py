@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.digest import sha256_json
-from optimizer.environment import device_fingerprint, installed, machine_fingerprint, usable_cores
+from optimizer.environment import device_fingerprint, installed, machine_fingerprint
 from optimizer.errors import MeasurementError, OptimizerError
 from optimizer.pipeline.execute import feed
 from optimizer.types import MAIN_FILE, StageRecord
@@ -66,8 +66,16 @@ def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
     measured = Measured()
     _accuracy(subjects, bench, measured)
     running = [s for s in subjects if s.executes and s.name not in measured.failures]
-    if running and running[0] is subjects[0]:
-        _latency(running, bench, measured)
+    while running and running[0] is subjects[0]:
+        try:
+            _latency(running, bench, measured)
+            break
+        except MeasurementError as error:  # one that has no memory left, say: the others are timed without it
+            culprit = next((s for s in running[1:] if s.name == error.where), None)
+            if culprit is None:
+                raise
+            measured.failures[culprit.name] = error
+            running.remove(culprit)
     return measured
 
 
@@ -141,7 +149,7 @@ def _evaluate(
     recipe = bench.recipe
     sentences: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        threads = usable_cores()  # accuracy is not timed: every processor helps
+        threads = recipe.measure.threads
         baseline, sentences[base.name] = _open(base, threads, stack)
         others = {}
         for subject in missing:
@@ -234,13 +242,16 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
 
 
 def _time(subjects: Sequence[Subject], bench: Bench) -> tuple[LatencySession, tuple[int, ...]]:
-    from optimizer.measure.latency import measure_latency, pinned
+    from optimizer.measure.latency import blamed, measure_latency, pinned
 
     settings = bench.recipe.measure
     samples = bench.splits.evaluation
     with contextlib.ExitStack() as stack:
         affinity = stack.enter_context(pinned(settings.threads))
-        runners = {s.name: stack.enter_context(s.runner(settings.threads)) for s in subjects}
+        runners = {}
+        for subject in subjects:
+            with blamed(subject.name) if subject is not subjects[0] else contextlib.nullcontext():
+                runners[subject.name] = stack.enter_context(subject.runner(settings.threads))
         inputs = subjects[0].artifact.inputs
         feeds = {batch: feed(samples, inputs, batch) for batch in settings.batches}
         session = measure_latency(

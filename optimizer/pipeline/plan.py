@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.environment import device_fingerprint, versions
-from optimizer.errors import UsageError
+from optimizer.errors import MissingToolError, UsageError
 from optimizer.recipe.sources import Source, read_sources
 from optimizer.recipe.steps import Derivation, Step, derive
 from optimizer.types import Artifact
@@ -57,7 +57,7 @@ def plan(
     """
     device_fingerprint(device)
     derivation = derive(recipe, only)
-    versions(dict.fromkeys(tool for step in derivation.steps for tool in step.stage.tools))
+    _check_tools(derivation)
     sources = read_sources(recipe, store.index, recompute=recompute)
     history = read_history(history_folder)
     outputs = {name: source.artifact for name, source in sources.items()}
@@ -76,6 +76,22 @@ def plan(
             why = explain(history.get("steps", {}).get(step.id), document, sources, history.get("sources", {}))
             planned.append(PlannedStep(step, key, document, False, why))
     return Plan(derivation, sources, tuple(planned))
+
+
+def _check_tools(derivation: Derivation) -> None:
+    """Refuse a plan whose stages lack a tool, naming each tool with a stage that needs it."""
+    lacking: dict[str, str] = {}
+    for step in derivation.steps:
+        for tool in step.stage.tools:
+            try:
+                versions((tool,))
+            except MissingToolError:
+                lacking.setdefault(tool, step.id)
+    if lacking:
+        raise MissingToolError(
+            "; ".join(f"{tool} is not installed, and stage '{step}' needs it" for tool, step in lacking.items()),
+            hint=f"pip install {' '.join(lacking)}        or leave out of the recipe what needs it",
+        )
 
 
 def step_key(step: Step, outputs: Mapping[str, Artifact], device: str) -> tuple[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimizer.checkpoint import read_description
 from optimizer.digest import sha256_file
 from optimizer.errors import UsageError
 from optimizer.pipeline.measure import GOLDEN, LATENCY, OUTCOMES, Measured
@@ -52,7 +53,7 @@ def graph_folder(graph: Artifact) -> str:
 
 
 def _weights(folder: Path) -> Path:
-    return next(f for f in sorted(folder.iterdir()) if f.stem == "checkpoint")
+    return folder / str(read_description(folder)["checkpoint"])
 
 
 def _link_tree(source: Path, destination: Path) -> None:

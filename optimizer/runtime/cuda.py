@@ -12,7 +12,8 @@ from optimizer.runtime.session import Array
 LIBRARY = "libcuda.so.1"
 
 # Argument types of each function; all return a CUresult. The suffix _v2 names the ABI behind the macros of cuda.h.
-# Source: CUDA Driver API, sections 6.2 to 6.18.
+# cuEventElapsedTime has none: drivers before CUDA 12.8 know no other, and later ones keep it.
+# Source: cuda.h of CUDA 13.0.
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuGetErrorName": (c_int, POINTER(c_char_p)),

@@ -15,6 +15,7 @@ from optimizer.runtime.session import Array
 from optimizer.types import TensorSpec
 
 _Shape = tuple[int, ...]
+_ALIGNMENT = 256  # bytes, of every address: IExecutionContext::setTensorAddress, NvInferRuntime.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Execution:
             )
             if spec.name in self._tensors.host:
                 # TensorRT reads it while it enqueues: the caller's array may change, ours does not.
-                self._held[spec.name] = array.copy()
+                self._held[spec.name] = _aligned(array.shape, spec.dtype)
+                self._held[spec.name][...] = array
                 self._point(spec.name, self._held[spec.name].ctypes.data)
             else:
                 address = self._room(spec.name, array.nbytes)
@@ -107,7 +109,7 @@ class Execution:
             )
         self._shapes[spec.name] = shape
         if spec.name in self._tensors.host:
-            self._held[spec.name] = np.empty(shape, dtype=spec.dtype)
+            self._held[spec.name] = _aligned(shape, spec.dtype)
             self._point(spec.name, self._held[spec.name].ctypes.data)
         else:
             self._point(spec.name, self._room(spec.name, prod(shape) * np.dtype(spec.dtype).itemsize))
@@ -130,3 +132,12 @@ class Execution:
     def _must(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise StageError(f"TensorRT refuses {what}: {self._reason()}", where="engine")
+
+
+def _aligned(shape: _Shape, dtype: str) -> Array:
+    """Return an uninitialised array in host memory at an address that TensorRT takes; cuMemAlloc's all are."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    array: Array = memory[start : start + size].view(dtype).reshape(shape)
+    return array

@@ -40,7 +40,7 @@ class Collect(Stage):
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write the folder that `checkpoint.load_module` reads."""
         checkpoint = sources["checkpoint"].path
-        name = f"checkpoint{checkpoint.suffix}"
+        name = checkpoint.name  # as its owner calls it: errors name it
         shutil.copyfile(checkpoint, workdir / name)
         factory = None
         if "code" in sources:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # A batch of one makes the exporter take the axis for a constant; FACTS of the exporter, see docs/limits.md.
 EXAMPLE_BATCH = 2
+# How torch says that an axis asked to be dynamic has one size only.
+_FIXED_SIGNS = ("specialized", "inferred a static shape", "marked as dynamic")
 
 
 class Export(Stage):
@@ -48,6 +51,7 @@ class Export(Stage):
         example = _example(context.samples("evaluation"), loaded.inputs)
         _try_forward(loaded, example)
         program = _export(loaded, example, self.opset, context.log)
+        _check_guards(program.exported_program, loaded.inputs)
         weights = sum(t.numel() * t.element_size() for t in loaded.module.state_dict().values())
         program.save(str(workdir / self.main_file), external_data=weights > INLINE_LIMIT_BYTES)
         _check_axes(workdir / self.main_file, loaded.inputs)
@@ -118,6 +122,12 @@ def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log:
             raise _explain(error, loaded, log) from error
 
 
+def _place(text: str) -> str:
+    """Find the line of the user's file in torch's report: its name, number and code."""
+    found = re.search(r'File "([^"]+)", line (\d+), in forward\n\s*(.+)', text)
+    return f": {Path(found[1]).name}, line {found[2]}:  {found[3].strip()}" if found else ""
+
+
 def _argument_names(module: Any, count: int) -> list[str]:
     """Names of the positional arguments of forward(), which dynamic_shapes needs once keywords are in play."""
     import inspect
@@ -135,17 +145,15 @@ def _explain(error: BaseException, loaded: LoadedModule, log: Path) -> StageErro
     text = " ".join(str(e) for e in chain)
     where = f"export of {type(loaded.module).__name__}"
     if "DataDependent" in names or "data-dependent" in text.lower():
-        place = next((line.strip() for line in text.splitlines() if "forward" in line and ".py" in line), "")
         return StageError(
-            f"a shape or branch depends on the data, so no fixed graph exists for it. {place}".strip(),
+            f"a shape or branch depends on the data, so no fixed graph exists for it{_place(text)}",
             where=where,
             hint="Rewrite that part of forward() without .item(), nonzero() or a Python 'if' on tensor values.\n"
             f"log: {log}",
         )
-    if "ConstraintViolation" in names or "specialized" in text or ("marked" in text and "dynamic" in text):
-        line = next(
-            (s.strip() for s in text.splitlines() if "specialized" in s or "marked" in s), first_line(chain[-1])
-        )
+    if "ConstraintViolation" in names or any(sign in text for sign in _FIXED_SIGNS):
+        line = next((s.strip("- ") for s in text.splitlines() if any(sign in s for sign in _FIXED_SIGNS)), "")
+        line = line or first_line(chain[-1])
         return StageError(
             f"an axis that the recipe names dynamic is fixed by the model: {line}",
             where=where,
@@ -160,17 +168,55 @@ def _quiet(log: Path) -> Iterator[None]:
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
-    try:
+    # torch's handlers hold the stderr of the time of its import, which no redirection reaches.
+    handlers = [h for h in logging.getLogger("torch").handlers if type(h) is logging.StreamHandler]
+    with log.open("a") as stream, contextlib.ExitStack() as stack:
+        stack.callback(exporter.setLevel, level)
+        for handler in handlers:
+            stack.callback(handler.setStream, handler.setStream(stream))
         with (
-            log.open("a") as stream,
             contextlib.redirect_stdout(stream),
             contextlib.redirect_stderr(stream),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
             yield
-    finally:
-        exporter.setLevel(level)
+
+
+def _check_guards(program: Any, inputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse a graph that holds for one size of a named axis only.
+
+    Where a size is fixed behind some arithmetic the exporter keeps the axis dynamic, and of its own assertion leaves a
+    comparison that nothing reads.
+    """
+    import operator
+
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    by_node = dict(zip(placeholders[len(placeholders) - len(inputs) :], inputs, strict=True))
+    for node in program.graph.nodes:
+        if node.target is not operator.eq or node.users or not isinstance(node.args[1], int):
+            continue
+        sizes = [n for n in _ancestors(node) if "sym_size" in str(n.target) and n.args[0] in by_node]
+        named = {(by_node[n.args[0]].name, by_node[n.args[0]].shape[n.args[1]]) for n in sizes}
+        fixed = ", ".join(f"'{axis}' of input '{name}'" for name, axis in sorted(named) if isinstance(axis, str))
+        if fixed:
+            raise StageError(
+                f"the axis {fixed} is named dynamic, and the model takes one size of it only",
+                where="export",
+                hint="Write that axis as a number in the recipe's shape, or make forward() independent of it.",
+            )
+
+
+def _ancestors(node: Any) -> list[Any]:
+    """Everything that a node of the exported graph is computed from."""
+    found: dict[Any, None] = {}
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found[current] = None
+            waiting += current.all_input_nodes
+    return list(found)
 
 
 def _check_axes(path: Path, inputs: tuple[TensorSpec, ...]) -> None:

@@ -5,6 +5,7 @@ The exact screens stand in tests/fixtures/screens; `SCREENS=write pytest tests/e
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -117,6 +118,15 @@ def fixed_axis_named_dynamic(folder: Path) -> None:
     edit(folder / "recipe.yaml", "opt: 4, max: 8}\n", "opt: 4, max: 8}\n  height: {min: 8, opt: 8, max: 16}\n")
 
 
+def fixed_axis_read_directly(folder: Path) -> None:
+    fixed_axis_named_dynamic(folder)
+    forward(
+        folder,
+        "weights = torch.ones(8, device=image.device)",
+        "return self.head(self.features(image * weights[:, None]))",
+    )
+
+
 def operators_that_tensorrt_lacks(folder: Path) -> None:
     forward(
         folder,
@@ -135,7 +145,7 @@ def target_not_installed(folder: Path) -> None:
 
 
 def another_sha256(folder: Path) -> None:
-    edit(folder / "recipe.yaml", "  outputs: [logits]", f"  outputs: [logits]\n  sha256: {'0' * 64}")
+    edit(folder / "recipe.yaml", "  outputs: [logits]", f"  outputs: [logits]\n  sha256: {'ab' * 32}")
 
 
 def exported_with_a_fixed_batch(folder: Path) -> None:
@@ -144,7 +154,11 @@ def exported_with_a_fixed_batch(folder: Path) -> None:
     space: dict[str, type] = {}
     exec((folder / "model.py").read_text(), space)
     torch.export.save(torch.export.export(space["Tiny"]().eval(), (torch.zeros(2, 1, 8, 8),)), folder / "model.pt2")
-    edit(folder / "recipe.yaml", "  factory: model.py:Tiny\n  checkpoint: checkpoint.safetensors", "  checkpoint: model.pt2")
+    edit(
+        folder / "recipe.yaml",
+        "  factory: model.py:Tiny\n  checkpoint: checkpoint.safetensors",
+        "  checkpoint: model.pt2",
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,7 @@ class Bad:
         return self.change.__name__
 
 
-def as_it_is(folder: Path) -> None:
+def device_that_is_not_here(folder: Path) -> None:
     """Nothing: the arguments are what is wrong."""
 
 
@@ -179,19 +193,20 @@ BAD = (
     Bad(unknown_key, 2, ("recipe.yaml:16:", "unknown key", "did you mean 'percentile'")),
     Bad(nan_in_calibration, 4, ("sample train[", "NaN", "Clean the data"), INT8),
     Bad(no_calibration, 2, ("variants.int8", "data.calibration")),
-    Bad(empty_calibration_split, 4, ("data.calibration", "empty"), INT8),
+    Bad(empty_calibration_split, 4, ("data.py:digits", "'train' holds no samples"), INT8),
     Bad(same_split, 2, ("calibration and evaluation are both 'test'",)),
     Bad(pickle_that_runs_code, 4, ("posix.system", "refused", "model.state_dict()"), FP32),
     Bad(labels_beyond_the_outputs, 4, ("the label is 10", "allowed: 0 to 9"), FP32),
     Bad(profile_without_the_evaluation_batch, 2, ("batch 32 lies outside profile.batch, 1 to 8",)),
-    Bad(data_dependent_shape, 4, ("depends on the data", "model.py", "Rewrite"), FP32),
-    Bad(fixed_axis_named_dynamic, 4, ("height", "Write that axis as a number"), FP32),
+    Bad(data_dependent_shape, 4, ("depends on the data", "model.py, line 16:  if image.sum() > 0:", "Rewrite"), FP32),
+    Bad(fixed_axis_named_dynamic, 4, ("'height' of input 'image'", "Write that axis as a number"), FP32),
+    Bad(fixed_axis_read_directly, 4, ("static shape of 8", "Write that axis as a number"), FP32),
     Bad(operators_that_tensorrt_lacks, 4, ("cannot parse 2 nodes", "Det", "leave this target out"), FP32),
     Bad(no_profile_for_an_engine, 2, ("'batch' of input 'image'", "profile: {batch: {min: 1, opt: 8, max: 32}}")),
-    Bad(as_it_is, 3, ("cuda:0", "no NVIDIA GPU", "--device cpu"), ("--device", "cuda:0")),
-    Bad(target_not_installed, 3, ("tensorrt is not installed", "pip install tensorrt")),
+    Bad(device_that_is_not_here, 3, ("cuda:0", "no NVIDIA GPU", "--device cpu"), ("--device", "cuda:0")),
+    Bad(target_not_installed, 3, ("tensorrt is not installed", "fp32@tensorrt/engine", "pip install tensorrt")),
     Bad(another_sha256, 2, ("model.sha256", "Restore the file")),
-    Bad(exported_with_a_fixed_batch, 4, ("fixed to [2, 1, 8, 8]", "'batch'", "Export it again"), FP32),
+    Bad(exported_with_a_fixed_batch, 4, ("model.pt2", "fixed to [2, 1, 8, 8]", "'batch'", "Export it again"), FP32),
 )
 
 
@@ -267,3 +282,191 @@ def test_bad_input_gets_its_exit_code_and_a_screen_that_says_what_to_do(bad: Bad
         assert words in done.stderr
     assert not (folder / "ran").exists()  # what the pickle would have run
     check_screen(bad.name, plain(done.stderr, home, folder))
+
+
+def test_what_tensorrt_cannot_parse_does_not_stop_the_other_candidates(folder: Path, home: Path) -> None:
+    operators_that_tensorrt_lacks(folder)
+    done = run_optimize("build", "recipe.yaml", "--only", "fp32", home=home, cwd=folder)
+    assert done.returncode == 4
+    report = json.loads((Path(done.stdout.splitlines()[-1]).parent / "report.json").read_text())
+    found = {c["name"]: c for c in report["candidates"]}
+    assert {name: c["status"] for name, c in found.items()} == {
+        "fp32@torch": "measured",
+        "fp32@onnxruntime": "measured",
+        "fp32@tensorrt_rtx": "failed",
+    }
+    assert "cannot parse 2 nodes" in found["fp32@tensorrt_rtx"]["reason"]
+
+
+def test_a_sample_in_both_sets_is_replaced_and_reported(folder: Path, home: Path) -> None:
+    edit(
+        folder / "data.py",
+        "    part =",
+        "    images[:5], images[5:900:8] = images[1000:1005], images[1005]\n    part =",
+    )
+    for _ in range(2):  # the second build reuses the calibration and must tell it too
+        done = run_optimize("build", "recipe.yaml", "--only", "int8", home=home, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        report = json.loads((Path(done.stdout.splitlines()[-1]).parent / "report.json").read_text())
+        (note,) = report["notes"]
+        assert re.match(r"calibration: \d+ samples stand in the evaluation set too and were replaced \(train\[", note)
+
+
+@pytest.mark.parametrize("text", ["", '{"schema_version": 1}', "{not json", '{"schema_version": 99}'])
+def test_an_unreadable_report_is_a_usage_error(text: str, tmp_path: Path, home: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    for command in (("report", tmp_path), ("compare", tmp_path, tmp_path)):
+        done = run_optimize(*command, home=home)
+        assert done.returncode == 2
+        check_short(done.stderr)
+        assert str(tmp_path / "report.json") in done.stderr
+        assert "optimize build" in done.stderr
+
+
+# --- interrupted ---------------------------------------------------------------------------------------------------
+
+
+def interrupt(folder: Path, home: Path, ready: Callable[[subprocess.Popen[str], str], bool]) -> str:
+    """Build, send SIGINT once `ready` says so of the process and its last line; return the whole screen."""
+    build = subprocess.Popen(
+        [sys.executable, "-m", "optimizer", "build", "recipe.yaml", "--only", "fp32"],
+        env={**os.environ, "OPTIMIZE_HOME": str(home)},
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert build.stderr is not None
+    screen = ""
+    for line in build.stderr:
+        screen += line
+        if ready(build, line):
+            build.send_signal(signal.SIGINT)
+            break
+    screen += build.stderr.read()
+    assert build.wait(60) == 130, screen
+    check_short(screen)
+    return screen
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def outcomes(screen: str) -> dict[str, str]:
+    """What became of each step."""
+    return {line.split()[0]: line.split()[1] for line in screen.splitlines() if PROGRESS.match(line)}
+
+
+def rebuilt(folder: Path, home: Path) -> dict[str, str]:
+    done = run_optimize("build", "recipe.yaml", "--only", "fp32", home=home, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return outcomes(done.stderr)
+
+
+def test_ctrl_c_in_a_stage_leaves_what_was_finished(folder: Path, home: Path) -> None:
+    edit(folder / "model.py", "import torch\n", "# another file, so that it is exported anew\nimport torch\n")
+
+    def exporting(build: subprocess.Popen[str], line: str) -> bool:
+        time.sleep(1)
+        return line.startswith("collect")
+
+    screen = interrupt(folder, home, exporting)
+    check_screen("interrupted", plain(screen, home, folder))
+    assert rebuilt(folder, home) | {"accuracy": "", "latency": ""} == {
+        "collect": "reused",
+        "export": "built",
+        "simplify": "built",
+        "fp32@tensorrt_rtx/engine": "built",
+        "accuracy": "",
+        "latency": "",
+    }
+
+
+def test_ctrl_c_ends_the_child_that_builds_the_engine(folder: Path, home: Path) -> None:
+    edit(folder / "recipe.yaml", '["8.6"]', '["8.6", "8.9", "12.0"]')
+    begun: list[int] = []
+
+    def building(build: subprocess.Popen[str], line: str) -> bool:
+        if not line.startswith("simplify"):
+            return False
+        while not begun:
+            begun.extend(children(build))
+        return True
+
+    assert "fp32@tensorrt_rtx/engine" not in outcomes(interrupt(folder, home, building))
+    assert not [pid for pid in begun if Path(f"/proc/{pid}").exists()]
+    again = rebuilt(folder, home)
+    assert again["simplify"] == "reused"
+    assert again["fp32@tensorrt_rtx/engine"] == "built"
+
+
+def test_ctrl_c_while_measuring_leaves_the_stages_and_the_accuracy(folder: Path, home: Path) -> None:
+    edit(folder / "recipe.yaml", "seconds: 0.2", "seconds: 30")
+    edit(folder / "recipe.yaml", "metrics: [top1]", "metrics: [top1, top5]")
+
+    def measuring(build: subprocess.Popen[str], line: str) -> bool:
+        time.sleep(0.5)
+        return line.startswith("accuracy")
+
+    assert outcomes(interrupt(folder, home, measuring))["accuracy"] == "measured"
+    edit(folder / "recipe.yaml", "seconds: 30", "seconds: 0.1")
+    again = rebuilt(folder, home)
+    assert set(again.values()) == {"reused", "measured"}
+    assert "accuracy" not in again
+    assert "latency" in again
+
+
+# --- a full disk ---------------------------------------------------------------------------------------------------
+
+
+FULL = """
+mount -t tmpfs -o size={size}k tmpfs {home} || exit 99
+{python} -m optimizer build recipe.yaml --only fp32 > out 2> err; echo $? > code
+mount -o remount,size=200m {home}
+{python} -m optimizer cache verify > verified 2>&1; echo $? >> code
+{python} -m optimizer build recipe.yaml --only fp32 > again 2>&1; echo $? >> code
+"""
+
+
+@pytest.mark.parametrize("size", [24, 160])
+def test_a_full_disk_is_named_and_leaves_the_store_whole(size: int, folder: Path, tmp_path: Path) -> None:
+    """A small file system of its own, in a mount namespace that ends with the commands."""
+    full = tmp_path / "full"
+    full.mkdir()
+    script = FULL.format(size=size, home=full, python=sys.executable)
+    command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", script]
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare (util-linux) is not installed")
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "OPTIMIZE_HOME": str(full)}, capture_output=True, text=True, check=False
+    )
+    if not (folder / "code").is_file():
+        pytest.skip(f"this user may not mount a file system: {done.stderr.strip()}")
+    err = (folder / "err").read_text()
+    assert (folder / "code").read_text().split() == ["4", "0", "0"], err + (folder / "again").read_text()
+    check_short(err)
+    assert "the disk is full" in err
+    assert "optimize cache prune" in err
+    check_screen(f"full_disk_{size}k", re.sub(r"\(\d+ MB", "(<n> MB", plain(err, full, folder)))
+
+
+def test_a_disk_that_fills_up_while_the_run_is_written(
+    built: Build, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = np.savez_compressed
+
+    def full(file: Path, **arrays: object) -> None:
+        if Path(file).name == "outcomes.npz":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file, **arrays)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("OPTIMIZE_HOME", str(home))
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", full)
+        code = main(["build", str(built.recipe), "--out", str(tmp_path / "run")])
+    stderr = capsys.readouterr().err
+    assert code == 4
+    check_short(stderr)
+    assert "the disk is full" in stderr
+    assert not (tmp_path / "run" / "report.json").exists()  # a folder with a report is whole

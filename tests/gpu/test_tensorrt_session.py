@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ def gpu() -> Any:
     if sentence:
         pytest.skip(sentence)
     opened = Cuda()
-    yield opened
+    with opened.current:
+        yield opened
     opened.close()
 
 
@@ -113,6 +116,55 @@ def test_bound_calls_interleave(engine: tuple[str, Path]) -> None:
             for call in calls:
                 call()
         np.testing.assert_allclose(session.infer({"x": batch(2)})["y"], reference(batch(2)), atol=0.05)
+
+
+def test_host_time_covers_the_time_on_the_gpu(engine: tuple[str, Path]) -> None:
+    """What is timed is enqueue and wait: never less than the GPU worked, or the wait is none."""
+    package, plan = engine
+    with TensorRTSession(plan, package=package) as session:  # type: ignore[arg-type]
+        call = session.bind({"x": batch(32)})
+        gpu, stream = session._cuda, call.__self__._stream  # type: ignore[attr-defined]
+        for _ in range(20):
+            call()
+        with gpu.current:
+            start, end = gpu.create_event(), gpu.create_event()
+            for _ in range(20):
+                begun = time.perf_counter()
+                gpu.record(start, stream)
+                call()
+                gpu.record(end, stream)
+                gpu.synchronize(stream)
+                host_ms = 1000 * (time.perf_counter() - begun)
+                # cuEventElapsedTime is fine to 0.5 us.
+                assert 0 < gpu.elapsed_ms(start, end) <= host_ms + 0.002
+            gpu.destroy_event(start)
+            gpu.destroy_event(end)
+
+
+def test_bound_call_runs_in_another_thread(engine: tuple[str, Path]) -> None:
+    package, plan = engine
+    with TensorRTSession(plan, package=package) as session:  # type: ignore[arg-type]
+        call = session.bind({"x": batch(3)})
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(call).result() is None
+
+
+def test_torch_computes_before_between_and_after(engine: tuple[str, Path]) -> None:
+    """Both use the primary context; opening and closing ours must not take it or the current device from torch."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch finds no GPU")
+    package, plan = engine
+    assert cuda.missing() is None
+    x = torch.ones(4, device="cuda:0")
+    device = torch.cuda.current_device()
+    for _ in range(2):
+        with TensorRTSession(plan, package=package) as session:  # type: ignore[arg-type]
+            found = session.infer({"x": batch(3)})["y"]
+            assert float((x * 2).sum()) == 8
+            np.testing.assert_array_equal(session.infer({"x": batch(3)})["y"], found)
+        assert torch.cuda.current_device() == device
+        assert float((x * 3).sum()) == 12
 
 
 def test_engine_that_is_damaged_is_refused_with_its_words(engine: tuple[str, Path]) -> None:

@@ -176,6 +176,8 @@ class Context:
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        if self.engine.tensors[name]["place"] is Location.HOST and memory % 256:
+            return False
         self.addresses[name] = memory
         return bool(memory)
 

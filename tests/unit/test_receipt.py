@@ -12,7 +12,13 @@ from optimizer.errors import StageError
 from optimizer.graph.cost import macs
 from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import quantize
-from optimizer.graph.receipt import delivered_by_graph, delivered_by_onnxruntime, onnxruntime_receipt, precision_by_node
+from optimizer.graph.receipt import (
+    delivered_by_cuda_provider,
+    delivered_by_graph,
+    delivered_by_onnxruntime,
+    onnxruntime_receipt,
+    precision_by_node,
+)
 
 
 def quantized(model: onnx.ModelProto, size: int, dialect: Dialect, folder: Path, keep: tuple[str, ...] = ()) -> Path:
@@ -54,6 +60,11 @@ def test_each_dialect_is_int8_where_it_is_at_home(tmp_path: Path) -> None:
 def test_the_tensorrt_dialect_runs_in_float_on_onnxruntimes_cpu(tmp_path: Path) -> None:
     """Its convolutions have no quantized output, so no integer kernel fits: int8 in the graph is not int8 executed."""
     assert delivered_by_onnxruntime(quantized(residual(), 16, "tensorrt", tmp_path)) == {"fp32": 1.0}
+
+
+def test_onnxruntimes_cuda_provider_has_no_int8_and_keeps_float16(tmp_path: Path) -> None:
+    assert delivered_by_cuda_provider(quantized(residual(), 16, "cpu", tmp_path)) == {"fp32": 1.0}
+    assert delivered_by_cuda_provider(to_half(small_cnn(), tmp_path / "half.onnx")) == {"fp16": 1.0}
 
 
 def test_float16_is_float32_on_onnxruntimes_cpu(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from recipe_words import WORDS
 from optimizer.cli import init
 from optimizer.errors import RecipeError, UsageError
 from optimizer.recipe.loader import load_recipe
+from tests.conftest import RECIPES
 
 MODEL = """
 class Net:
@@ -195,3 +196,9 @@ def test_unfit_samples_are_refused(own, arrays, said):
 def test_samples_that_forward_does_not_take_are_refused(own):
     np.savez(own / "samples.npz", a=np.zeros((20, 1)), b=np.zeros((20, 1)))
     assert "holds a, b; forward() takes tokens, mask, scale" in refusal("net.py:Net")
+
+
+@pytest.mark.parametrize("name", ["model.py", "data.py", "train.py"])
+def test_the_example_is_the_demo_word_for_word(name: str) -> None:
+    template = Path(init.__file__).parent / "templates" / f"example_{name}.txt"
+    assert template.read_text() == (RECIPES / "digits-cnn" / name).read_text()

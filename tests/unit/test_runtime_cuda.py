@@ -107,15 +107,14 @@ def test_work_outside_the_context_is_an_error(driver: Driver) -> None:
 
 def test_lost_gpu_is_said_once_and_closing_hides_it_not(driver: Driver) -> None:
     gpu = Cuda(library=driver)
-    with pytest.raises(StageError) as caught, gpu.current:
+    with gpu.current:
         stream = gpu.create_stream()
         gpu.allocate(1)
         driver.lost = True
-        try:
+        with pytest.raises(StageError) as caught:
             gpu.synchronize(stream)
-        finally:
-            gpu.destroy_stream(stream)
-            gpu.close()
+        gpu.destroy_stream(stream)
+    gpu.close()
     assert "cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS" in caught.value.what
     assert "start again" in (caught.value.hint or "")
 

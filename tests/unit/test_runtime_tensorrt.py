@@ -135,12 +135,10 @@ def test_driver_that_is_too_old_is_a_missing_tool(machine: Any, tmp_path: Path) 
 
 def test_lost_gpu_keeps_its_error_through_closing(machine: Any, tmp_path: Path) -> None:
     here = machine()
-    with (
-        pytest.raises(StageError, match="CUDA_ERROR_ILLEGAL_ADDRESS"),
-        TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session,
-    ):
-        call = session.bind({"x": X})
-        here.driver.lost = True
+    session = TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt")
+    call = session.bind({"x": X})
+    here.driver.lost = True
+    with pytest.raises(StageError, match="CUDA_ERROR_ILLEGAL_ADDRESS"), session:
         call()
 
 

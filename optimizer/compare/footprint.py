@@ -1,0 +1,54 @@
+"""Status, size and delivered precision before and after: facts without noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.compare.result import Check, Finding
+from optimizer.compare.stored import Pair, percent
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Gate
+
+SIZE_TOLERANCE = 0.01
+SHARE_TOLERANCE = 0.01
+
+
+def compare_status(pair: Pair) -> list[Check]:
+    """A candidate that no longer comes out is a regression; one that cannot execute where it did leaves that open."""
+    old, new = pair.old.status, pair.new.status
+    reason = f": {pair.new.reason}" if pair.new.reason else ""
+    if old == new:
+        return []
+    finding: Finding = "pass" if new == "measured" else "fail" if new == "failed" else "inconclusive"
+    is_same_gpu = pair.before.report.environment.gpu == pair.after.report.environment.gpu
+    if old == "failed" or (finding == "inconclusive" and not is_same_gpu):
+        finding = "shown"
+    return [Check(pair.name, "status", finding, old, new, f"it was {old} and is {new}{reason}")]
+
+
+def compare_footprint(pair: Pair, gate: Gate | None) -> list[Check]:
+    """Compare bytes and the share of the requested precision; a gate does not ask for them, so then they are shown."""
+    old, new = pair.old, pair.new
+    checks = []
+    if old.artifact and new.artifact:
+        ratio = new.artifact.bytes / max(1, old.artifact.bytes)
+        worse = ratio > 1 + SIZE_TOLERANCE
+        sentence = f"{ratio:.3f} x the bytes" + (
+            f", beyond the tolerance of {percent(SIZE_TOLERANCE)}" if worse else ""
+        )
+        sizes = f"{old.artifact.bytes:,} B", f"{new.artifact.bytes:,} B"
+        checks.append(Check(pair.name, "size", _finding(worse, gate), *sizes, sentence))
+    wanted = old.precision.requested
+    if old.precision.delivered and new.precision.delivered and wanted == new.precision.requested:
+        one, other = (c.precision.delivered.get(wanted, 0.0) for c in (old, new))
+        worse = other < one - SHARE_TOLERANCE
+        shares = percent(one), percent(other)
+        sentence = f"{wanted} in {shares[1]} of the multiply-accumulates"
+        sentence += f", less than before beyond the tolerance of {percent(SHARE_TOLERANCE)}" if worse else ""
+        checks.append(Check(pair.name, "precision", _finding(worse, gate), *shares, sentence))
+    return checks
+
+
+def _finding(worse: bool, gate: Gate | None) -> Finding:
+    return "shown" if gate else "fail" if worse else "pass"

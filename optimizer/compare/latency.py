@@ -1,0 +1,171 @@
+"""Latency before and after, each in the terms of its own session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optimizer.compare.result import LEVEL, Check, Finding
+from optimizer.compare.stored import AbsentError, Pair, percent
+from optimizer.gate import judge_speedup
+from optimizer.measure.bootstrap import Ratio, interleaved_ratio, separate_ratio
+from optimizer.measure.statistics import SEED
+from optimizer.results import CandidateReport, Speedup
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Gate
+
+TOLERANCE = 0.01  # against a yardstick that both sessions timed
+RAW_TOLERANCE = 0.05  # without one: sessions on one machine differ by more than their intervals say
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Latency after over before: as the clock has it, and divided by the yardstick's own change, where there is one."""
+
+    raw: Ratio
+    normalised: Ratio | None
+    yardstick: str | None
+    drift: float  # the yardstick, after over before
+
+    @property
+    def tolerance(self) -> float:
+        """A yardstick that moved shows how far sessions differ: no smaller change can be told from that."""
+        return max(TOLERANCE, self.drift - 1, 1 / self.drift - 1) if self.yardstick else RAW_TOLERANCE
+
+    @property
+    def best(self) -> Ratio:
+        return self.normalised or self.raw
+
+    @property
+    def against(self) -> str:
+        if self.yardstick is None:
+            return "without a common yardstick"
+        return f"measured against {self.yardstick}, itself {self.drift:.3f} x"
+
+
+_Judge = Callable[[_Change], tuple[Finding, str]]
+
+
+def compare_latency(pair: Pair, gate: Gate | None) -> list[Check]:
+    """Compare every batch of one candidate; with a gate its speedup is asked at one batch, the rest is shown."""
+    stick = _yardstick(pair)
+    batches = list(dict.fromkeys([*(pair.old.latency_ms or {}), *(pair.new.latency_ms or {})]))
+    if gate is None or gate.speedup is None or (stick and stick.name == pair.name) or not batches:
+        return [_check(pair, batch, _regression, is_judged=gate is None) for batch in batches]
+    least = gate.speedup.min
+    asked = str(gate.batch) if gate.batch is not None else batches[0]
+
+    def speedup(change: _Change) -> tuple[Finding, str]:
+        inverse = Ratio(1 / change.best.value, 1 / change.best.draws)
+        found = Speedup(value=inverse.value, ci95=inverse.interval())
+        status, sentence = judge_speedup(found, least, asked)
+        return status, f"{sentence}; baseline report over candidate report, {change.against}"
+
+    checks = [_check(pair, asked, speedup, is_judged=True, is_asked=True)]
+    return checks + [_check(pair, batch, _regression, is_judged=False) for batch in batches if batch != asked]
+
+
+def _check(pair: Pair, batch: str, judge: _Judge, *, is_judged: bool, is_asked: bool = False) -> Check:
+    finding, sentence = _found(pair, batch, judge, is_asked)
+    shown = _p50(pair.old, batch), _p50(pair.new, batch)
+    return Check(pair.name, f"latency, batch {batch}", finding if is_judged else "shown", *shown, sentence)
+
+
+def _found(pair: Pair, batch: str, judge: _Judge, is_asked: bool) -> tuple[Finding, str]:
+    if batch not in (pair.old.latency_ms or {}):
+        return "inconclusive" if is_asked else "shown", f"batch {batch} was not measured in the baseline report"
+    if batch not in (pair.new.latency_ms or {}):
+        return "inconclusive", f"batch {batch} was not measured in the candidate report"
+    unlike = _unlike(pair)
+    if unlike:
+        # The gate asks, and there is no answer; nobody asked otherwise.
+        return "inconclusive" if is_asked else "shown", f"latency is not judged: {unlike}"
+    try:
+        change = _change(pair, batch)
+    except AbsentError as reason:
+        return "inconclusive", f"latency is not judged: {reason}"
+    stick = _yardstick(pair)
+    if stick and stick.name == pair.name:
+        return "shown", f"{change.raw.value:.3f} x with the same artifact and runtime: so much do the sessions differ"
+    finding, sentence = judge(change)
+    unstable = _unstable(pair, batch)
+    # A latency that did not hold still cannot convict.
+    return "inconclusive" if finding == "fail" and unstable else finding, sentence + unstable
+
+
+def _regression(change: _Change) -> tuple[Finding, str]:
+    """Slower is only what is slower by the clock and against the yardstick, each with its whole interval."""
+    limit = 1 + change.tolerance
+    slower = [r.interval(LEVEL)[0] > limit and r.value > limit for r in (change.raw, change.best)]
+    low, high = change.best.interval(LEVEL)
+    interval = f"{percent(LEVEL)} interval {low:.3f} to {high:.3f}"
+    said = f"p50 is {change.best.value:.3f} x the one before ({interval}, {change.against})"
+    if all(slower):
+        return "fail", f"{said}: slower beyond the tolerance of {percent(change.tolerance)}"
+    if slower[1]:
+        doubt = f"by the clock it is {change.raw.value:.3f} x, so it may be the yardstick that became faster"
+        return "inconclusive", f"{said}, but {doubt}"
+    return "pass", f"no slowdown beyond {percent(max(high, limit) - 1)} found; {said}"
+
+
+def _change(pair: Pair, batch: str) -> _Change:
+    """Divide each side by the yardstick's latency in its own session, where there is one: drift that both saw cancels.
+
+    Source: duet benchmarking, Bulej et al. 2020, ICPE; sessions as a level of variation, Kalibera and Jones 2013, ISMM.
+    Raises: AbsentError.
+    """
+    first, second = pair.before.rounds(pair.old, batch), pair.after.rounds(pair.new, batch)
+    if np.array_equal(first, second):  # the very same measurement
+        return _Change(Ratio(1.0, np.ones(2)), None, None, 1.0)
+    raw = separate_ratio(second, first)
+    stick = _yardstick(pair)
+    if stick is None or stick.name == pair.name or not _both_timed(stick, batch):
+        return _Change(raw, None, None, 1.0)
+    base, base_after = pair.before.rounds(stick.old, batch), pair.after.rounds(stick.new, batch)
+    if len(base) != len(first) or len(base_after) != len(second):
+        raise AbsentError("the rounds of the candidate and of its baseline are not the same")
+    now, then = interleaved_ratio(second, base_after, SEED), interleaved_ratio(first, base, SEED + 1)
+    return _Change(raw, now.over(then), stick.name, float(np.median(base_after) / np.median(base)))
+
+
+def _yardstick(pair: Pair) -> Pair | None:
+    """The baseline of both reports, if it is the same artifact on the same version of the same runtime."""
+    old, new = (s.report.candidate(s.report.baseline) for s in (pair.before, pair.after))
+    if old is None or new is None or old.name != new.name:
+        return None
+    stick = Pair(pair.before, pair.after, old, new)
+    return stick if stick.same_artifact and stick.same_runtime else None
+
+
+def _both_timed(pair: Pair, batch: str) -> bool:
+    return batch in (pair.old.latency_ms or {}) and batch in (pair.new.latency_ms or {})
+
+
+def _unlike(pair: Pair) -> str:
+    """Return how the conditions of the two sessions differ, or nothing."""
+    one, other = pair.before.report.environment, pair.after.report.environment
+    facts: list[tuple[str, object, object]] = [
+        ("processor", one.cpu, other.cpu),
+        ("number of processors", one.cores, other.cores),
+        ("number of threads", one.threads, other.threads),
+        ("device", pair.old.device, pair.new.device),
+    ]
+    if pair.new.device != "cpu":
+        facts.append(("GPU", one.gpu and one.gpu.name, other.gpu and other.gpu.name))
+        facts.append(("GPU driver", one.gpu and one.gpu.driver, other.gpu and other.gpu.driver))
+    return "; ".join(f"another {what} ({a} before, {b} after)" for what, a, b in facts if a != b)
+
+
+def _unstable(pair: Pair, batch: str) -> str:
+    sides = (("before", pair.old), ("after", pair.new))
+    shaky = [when for when, c in sides if c.latency_ms and not c.latency_ms[batch].stable]
+    return f"; it was unstable {' and '.join(shaky)}" if shaky else ""
+
+
+def _p50(candidate: CandidateReport, batch: str) -> str:
+    latency = (candidate.latency_ms or {}).get(batch)
+    return f"{latency.p50:.4g} ms" if latency else "-"

@@ -1,0 +1,30 @@
+"""The repository's own recipes: sound, short, and with the numbers that they promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RECIPES
+from tests.e2e.conftest import run_optimize
+
+
+def test_the_demo_recipe_fits_in_25_lines() -> None:
+    lines = (RECIPES / "digits-cnn" / "recipe.yaml").read_text().splitlines()
+    assert len([line for line in lines if line.strip() and not line.lstrip().startswith("#")]) <= 25
+
+
+@pytest.mark.timeout(400)
+def test_resnet20_reproduces_its_accuracy_on_cifar10(data: Path, tmp_path: Path) -> None:
+    """81.03 % top-1 in FP32 on the 10,000 JPEG copies, in torch and in onnxruntime."""
+    recipe = RECIPES / "cifar10-resnet20" / "recipe.yaml"
+    done = run_optimize(
+        "build", recipe, "--set", f"data={data}", "--only", "fp32", "--out", tmp_path / "run", home=tmp_path / "home"
+    )
+    assert done.returncode in (0, 6, 7), done.stderr  # the speedup may be undecided on a busy machine
+    found = {c["name"]: c for c in json.loads((tmp_path / "run" / "report.json").read_text())["candidates"]}
+    for name in ("fp32@torch", "fp32@onnxruntime"):
+        assert found[name]["accuracy"]["top1"]["value"] == pytest.approx(0.8103, abs=1e-9)
+        assert found[name]["accuracy"]["top1"]["samples"] == 10_000
