@@ -55,6 +55,8 @@ class Stage(BaseModel, ABC):
     produces: ClassVar[Format]
     tools: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the output
     device_bound: ClassVar[bool] = False
+    # option -> (other option, the value of it without which the first has no effect)
+    depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     tolerance: ClassVar[Tolerance | None] = None  # None: the output cannot be executed, so there is nothing to compare
 
     @abstractmethod

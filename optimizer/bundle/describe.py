@@ -40,7 +40,7 @@ def describe(
         "name": report.recipe.name,
         "candidate": candidate.name,
         "variant": candidate.variant,
-        "from": {"recipe": report.recipe.model_dump(mode="json"), "created": report.created},
+        "from": {"recipe": {"name": report.recipe.name, "sha256": report.recipe.sha256}, "created": report.created},
         "files": _files(folder),
         "inputs": record["inputs"],
         "outputs": record["outputs"],

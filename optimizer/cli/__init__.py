@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what was finished is stored and will be reused", err=True)
+        click.echo("interrupted; what was finished is stored, and the same command goes on from there", err=True)
         return INTERRUPTED
     except OSError as error:
         return _full_disk(error)
@@ -57,7 +57,7 @@ def _bare_package(error: ModuleNotFoundError) -> int:
         raise error
     lacking = MissingToolError(
         f"this command needs {error.name}, which a bare install does not bring",
-        hint="pip install 'optimizer[cpu]'   (on a GPU host: 'optimizer[gpu]')",
+        hint="Install it again with its extra, from where you had it: pip install '.[cpu]'   (on a GPU host '.[gpu]')",
     )
     click.echo(f"error: {lacking.render()}", err=True)
     return lacking.exit_code

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
+from optimizer.errors import UsageError
 from optimizer.graph.interface import read_interface
 
-__all__ = ["INLINE_LIMIT_BYTES", "read_interface", "save_model"]
+__all__ = ["INLINE_LIMIT_BYTES", "external_files", "read_interface", "save_model"]
 
 # protobuf cannot serialise 2 GiB; graph and small tensors need room beside the weights.
 INLINE_LIMIT_BYTES = 1_900_000_000
@@ -20,3 +22,21 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         onnx.save_model(model, path)
         return
     onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+
+
+def external_files(path: Path) -> list[Path]:
+    """Return the files beside an ONNX file that hold some of its weights.
+
+    Raises: UsageError when the file is not ONNX.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise UsageError("is not an ONNX file", where=str(path)) from error
+    locations = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(path.parent / location for location in locations)

@@ -58,6 +58,8 @@ def plan(
     device_fingerprint(device)
     derivation = derive(recipe, only)
     _check_tools(derivation)
+    if any(step.stage.device_bound for step in derivation.steps):
+        _bound(device)
     sources = read_sources(recipe, store.index, recompute=recompute)
     history = read_history(history_folder)
     outputs = {name: source.artifact for name, source in sources.items()}

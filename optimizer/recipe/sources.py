@@ -63,9 +63,14 @@ def _checkpoint(recipe: Recipe, index: ContentIndex) -> Source:
 
 
 def _external_files(path: Path, index: ContentIndex) -> dict[str, str]:
-    """Weights of an ONNX file may lie in other files beside it; by convention they begin with its name."""
-    beside = [p for p in path.parent.glob(f"{path.stem}*") if p.is_file() and p != path and "data" in p.suffix]
-    return {p.name: digest for p, digest in index.digests(beside).items()}
+    """Weights of an ONNX file may lie in other files; the file itself says in which."""
+    from optimizer.graph.files import external_files
+
+    found = external_files(path)
+    missing = [f for f in found if not f.is_file()]
+    if missing:
+        raise RecipeError(f"keeps weights in {missing[0].name}, which is not there", where=str(path))
+    return {p.name: digest for p, digest in index.digests(found).items()}
 
 
 def _source(kind: Format, path: Path, document: dict[str, Any]) -> Source:

@@ -37,6 +37,10 @@ class Vocabulary:
         """Return whether a stage of this precision makes a calibration table."""
         return any(stage.produces == "calibration" for stage in self.variants[precision])
 
+    def dependencies(self, precision: str) -> dict[str, tuple[str, Any]]:
+        """Return the options of this precision that only count beside a certain value of another one."""
+        return {o: needed for stage in self.variants[precision] for o, needed in stage.depends.items()}
+
     def builds_engine(self, target: str) -> bool:
         """Return whether a stage of this target builds an engine."""
         return any(stage.produces == "engine" for stage in self.targets[target])

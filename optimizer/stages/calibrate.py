@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optimizer.stage import Stage, StageContext, Tolerance
+from optimizer.stage import Stage, StageContext
 from optimizer.types import Artifact, Format
 
 
@@ -20,7 +20,7 @@ class Calibrate(Stage):
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "calibration"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
-    tolerance: ClassVar[Tolerance | None] = None
+    depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", "percentile")}
 
     method: Literal["minmax", "percentile"] = Field(
         "percentile", description="how the range of an activation is chosen"

@@ -51,7 +51,7 @@ class Export(Stage):
         example = _example(context.samples("evaluation"), loaded.inputs)
         _try_forward(loaded, example)
         program = _export(loaded, example, self.opset, context.log)
-        _check_guards(program.exported_program, loaded.inputs)
+        _check_guards(program.exported_program, loaded)
         weights = sum(t.numel() * t.element_size() for t in loaded.module.state_dict().values())
         program.save(str(workdir / self.main_file), external_data=weights > INLINE_LIMIT_BYTES)
         _check_axes(workdir / self.main_file, loaded.inputs)
@@ -122,6 +122,22 @@ def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log:
             raise _explain(error, loaded, log) from error
 
 
+def _always(text: str, loaded: LoadedModule) -> str:
+    """Say which named axes torch found to have one size, in the recipe's words where torch names input and axis."""
+    positional = [s.name for s in loaded.inputs if s.name not in loaded.keywords]
+    recipe_names = dict(zip(_argument_names(loaded.module, len(positional)), positional, strict=False))
+    shapes = {spec.name: spec.shape for spec in loaded.inputs}
+    found = {
+        f"'{shapes[name][int(axis)]}' of input '{name}' is always {size}"
+        for size, argument, axis in re.findall(
+            r"static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]", text
+        )
+        if (name := recipe_names.get(argument, argument)) in shapes
+    }
+    lines = [s.strip("- ") for s in text.splitlines() if any(sign in s for sign in _FIXED_SIGNS)]
+    return ", ".join(sorted(found)) or next(iter(lines), "")
+
+
 def _place(text: str) -> str:
     """Find the line of the user's file in torch's report: its name, number and code."""
     found = re.search(r'File "([^"]+)", line (\d+), in forward\n\s*(.+)', text)
@@ -152,8 +168,7 @@ def _explain(error: BaseException, loaded: LoadedModule, log: Path) -> StageErro
             f"log: {log}",
         )
     if "ConstraintViolation" in names or any(sign in text for sign in _FIXED_SIGNS):
-        line = next((s.strip("- ") for s in text.splitlines() if any(sign in s for sign in _FIXED_SIGNS)), "")
-        line = line or first_line(chain[-1])
+        line = _always(text, loaded) or first_line(chain[-1])
         return StageError(
             f"an axis that the recipe names dynamic is fixed by the model: {line}",
             where=where,
@@ -169,7 +184,8 @@ def _quiet(log: Path) -> Iterator[None]:
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     # torch's handlers hold the stderr of the time of its import, which no redirection reaches.
-    handlers = [h for h in logging.getLogger("torch").handlers if type(h) is logging.StreamHandler]
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    handlers = {h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler}
     with log.open("a") as stream, contextlib.ExitStack() as stack:
         stack.callback(exporter.setLevel, level)
         for handler in handlers:
@@ -183,7 +199,7 @@ def _quiet(log: Path) -> Iterator[None]:
             yield
 
 
-def _check_guards(program: Any, inputs: tuple[TensorSpec, ...]) -> None:
+def _check_guards(program: Any, loaded: LoadedModule) -> None:
     """Refuse a graph that holds for one size of a named axis only.
 
     Where a size is fixed behind some arithmetic the exporter keeps the axis dynamic, and of its own assertion leaves a
@@ -192,7 +208,7 @@ def _check_guards(program: Any, inputs: tuple[TensorSpec, ...]) -> None:
     import operator
 
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
-    by_node = dict(zip(placeholders[len(placeholders) - len(inputs) :], inputs, strict=True))
+    by_node = dict(zip(placeholders[len(placeholders) - len(loaded.inputs) :], loaded.inputs, strict=True))
     for node in program.graph.nodes:
         if node.target is not operator.eq or node.users or not isinstance(node.args[1], int):
             continue
@@ -201,8 +217,8 @@ def _check_guards(program: Any, inputs: tuple[TensorSpec, ...]) -> None:
         fixed = ", ".join(f"'{axis}' of input '{name}'" for name, axis in sorted(named) if isinstance(axis, str))
         if fixed:
             raise StageError(
-                f"the axis {fixed} is named dynamic, and the model takes one size of it only",
-                where="export",
+                f"an axis that the recipe names dynamic is fixed by the model: {fixed} has one size only",
+                where=f"export of {type(loaded.module).__name__}",
                 hint="Write that axis as a number in the recipe's shape, or make forward() independent of it.",
             )
 

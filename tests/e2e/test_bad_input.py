@@ -199,8 +199,8 @@ BAD = (
     Bad(labels_beyond_the_outputs, 4, ("the label is 10", "allowed: 0 to 9"), FP32),
     Bad(profile_without_the_evaluation_batch, 2, ("batch 32 lies outside profile.batch, 1 to 8",)),
     Bad(data_dependent_shape, 4, ("depends on the data", "model.py, line 16:  if image.sum() > 0:", "Rewrite"), FP32),
-    Bad(fixed_axis_named_dynamic, 4, ("'height' of input 'image'", "Write that axis as a number"), FP32),
-    Bad(fixed_axis_read_directly, 4, ("static shape of 8", "Write that axis as a number"), FP32),
+    Bad(fixed_axis_named_dynamic, 4, ("'height' of input 'image' has one size only", "Write that axis as a number"), FP32),
+    Bad(fixed_axis_read_directly, 4, ("'height' of input 'image' is always 8", "Write that axis as a number"), FP32),
     Bad(operators_that_tensorrt_lacks, 4, ("cannot parse 2 nodes", "Det", "leave this target out"), FP32),
     Bad(no_profile_for_an_engine, 2, ("'batch' of input 'image'", "profile: {batch: {min: 1, opt: 8, max: 32}}")),
     Bad(device_that_is_not_here, 3, ("cuda:0", "no NVIDIA GPU", "--device cpu"), ("--device", "cuda:0")),
@@ -247,7 +247,7 @@ def plain(text: str, home: Path, folder: Path) -> str:
         (re.escape(str(home)), "<home>"),
         (r"\b[0-9a-f]{64}\b", "<sha256>"),
         (r"\b[0-9a-f]{8}\b", "<digest>"),
-        (r" *\d+\.\d s ", " <time> "),
+        (r" *\d+\.\d s\b", " <time>"),
         (r"(tensorrt_rtx|torch) [\d.]+\d\S*", r"\1 <version>"),
     ):
         text = re.sub(found, name, text)
