@@ -207,8 +207,10 @@ def _check_guards(program: Any, loaded: LoadedModule) -> None:
     """
     import operator
 
-    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
-    by_node = dict(zip(placeholders[len(placeholders) - len(loaded.inputs) :], loaded.inputs, strict=True))
+    fed = set(program.graph_signature.user_inputs)
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in fed]
+    inputs = sorted(loaded.inputs, key=lambda spec: spec.name in loaded.keywords)  # positional ones come first
+    by_node = dict(zip(placeholders, inputs, strict=True))
     for node in program.graph.nodes:
         if node.target is not operator.eq or node.users or not isinstance(node.args[1], int):
             continue
