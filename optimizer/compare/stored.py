@@ -130,7 +130,7 @@ def _load(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        with np.load(file) as arrays:
+        with file.open("rb") as stream, np.load(stream) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot be read: {error}", where=str(file), hint="Copy the run's folder again.") from error

@@ -60,8 +60,9 @@ class Transformed(Samples):
                 raise StageError(f"has the dtype {array.dtype}; the recipe says {spec.dtype}", where=where)
             array = array.astype(spec.dtype)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
+            wrong = int((~np.isfinite(array)).sum())
             raise StageError(
-                f"holds {int((~np.isfinite(array)).sum())} values that are NaN or infinite of {array.size}",
+                f"{wrong} of its {array.size} values {'is' if wrong == 1 else 'are'} NaN or infinite",
                 where=where,
                 hint="Clean the data: no engine can be calibrated or judged on such a sample.",
             )

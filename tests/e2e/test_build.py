@@ -38,7 +38,7 @@ def test_the_last_line_is_the_path_of_the_report(built: Build) -> None:
 
 def test_every_candidate_is_reported_with_what_it_is(built: Build) -> None:
     found = candidates(built.run)
-    assert list(found)[0] == "fp32@torch" == read(built.run)["baseline"]
+    assert next(iter(found)) == "fp32@torch" == read(built.run)["baseline"]
     assert {n: c["status"] for n, c in found.items()} == {
         "fp32@torch": "measured",
         "fp32@onnxruntime": "measured",
@@ -108,7 +108,8 @@ PROBE = """
 import sys
 from optimizer.cli import main
 code = main(sys.argv[1:])
-heavy = sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'onnxruntime', 'onnx', 'tensorrt_rtx', 'sklearn', 'scipy'})
+heavy = {'torch', 'onnxruntime', 'onnx', 'tensorrt_rtx', 'sklearn', 'scipy'}
+heavy = sorted({m.partition('.')[0] for m in sys.modules} & heavy)
 print('LOADED', *heavy, file=sys.stderr)
 sys.exit(code)
 """

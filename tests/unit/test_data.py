@@ -106,7 +106,7 @@ def test_nan_and_infinity_are_refused_with_the_sample(value: float) -> None:
     arrays[3, 1] = value
     samples = Transformed(FromArrays({"": arrays}, [0] * 5, "train"), [], IMAGE)
     assert samples[2].inputs["image"].tolist() == [0, 0]
-    with pytest.raises(StageError, match=r"sample train\[3\], input 'image': holds 1 values that are NaN"):
+    with pytest.raises(StageError, match=r"sample train\[3\], input 'image': 1 of its 2 values is NaN"):
         samples[3]
 
 

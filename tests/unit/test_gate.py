@@ -34,7 +34,7 @@ def candidate(
 ) -> CandidateReport:
     return CandidateReport(
         name=name,
-        variant=name.split("@")[0],
+        variant=name.split("@", maxsplit=1)[0],
         runtime=name.split("@")[1],
         device=device,
         status=status,
