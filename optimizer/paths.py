@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -56,3 +57,9 @@ def new_run(recipe: str, runs: Path | None = None) -> Path:
             number += 1
         else:
             return run
+
+
+def forget_empty(run: Path) -> None:
+    """Remove the folder of a run that ended before anything was written into it."""
+    with contextlib.suppress(OSError):
+        run.rmdir()

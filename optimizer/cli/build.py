@@ -34,7 +34,7 @@ GATE_NOT_MET, UNDECIDED = 6, 7
 def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **options: object) -> None:
     """Build RECIPE: plan, build or reuse, measure, compare, report. The last line is the path of report.html."""
     from optimizer.cli.progress import open_progress
-    from optimizer.paths import home, new_run
+    from optimizer.paths import forget_empty, home, new_run
     from optimizer.pipeline.build import Options, build
     from optimizer.pipeline.run import open_out
     from optimizer.recipe.loader import load_recipe
@@ -67,6 +67,7 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
         )
     finally:
         progress.close()
+        forget_empty(run)
     if isinstance(trace := options["trace"], Path):
         from optimizer.report.trace import render_trace
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from optimizer.cli.options import device_option, json_option, remeasure_option, settings_option
+from optimizer.errors import UsageError
 
 
 @click.command("measure")
@@ -23,7 +24,7 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
     from optimizer.cli.build import finish
     from optimizer.cli.progress import open_progress
-    from optimizer.paths import find_run, home, new_run
+    from optimizer.paths import find_run, forget_empty, home, new_run
     from optimizer.pipeline.build import Options
     from optimizer.pipeline.remeasure import open_run, remeasure
     from optimizer.pipeline.run import open_out
@@ -35,6 +36,8 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     progress = open_progress()
     store = Store(home() / "store", progress.say)
     out = options["out"]
+    if isinstance(out, Path) and out.resolve() == folder.resolve():
+        raise UsageError("is the run that is measured", where=f"--out {out}", hint="Name another folder.")
     new = open_out(out) if isinstance(out, Path) else new_run(carried.recipe.name)
     chosen = Options(
         device=str(options["device"]),
@@ -45,4 +48,5 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
         built = remeasure(carried, store, new, chosen, progress)
     finally:
         progress.close()
+        forget_empty(new)
     finish(ctx, built.report, built.run, built.errors, as_json=bool(options["as_json"]))

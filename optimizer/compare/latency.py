@@ -156,9 +156,9 @@ def _unlike(pair: Pair) -> str:
         ("number of threads", one.threads, other.threads),
         ("device", pair.old.device, pair.new.device),
     ]
-    versions = dict(pair.before.version(pair.old)), dict(pair.after.version(pair.new))
-    for package in dict.fromkeys([*versions[0], *versions[1]]):
-        facts.append((f"version of {package}", *(v.get(package, "none") for v in versions)))
+    had, has = dict(pair.before.version(pair.old)), dict(pair.after.version(pair.new))
+    for package in dict.fromkeys([*had, *has]):
+        facts.append((f"version of {package}", had.get(package, "none"), has.get(package, "none")))
     if pair.new.device != "cpu":
         facts.append(("GPU", one.gpu and one.gpu.name, other.gpu and other.gpu.name))
         facts.append(("GPU driver", one.gpu and one.gpu.driver, other.gpu and other.gpu.driver))

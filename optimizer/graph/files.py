@@ -34,9 +34,6 @@ def external_files(path: Path) -> list[Path]:
     except DecodeError as error:
         raise UsageError("is not an ONNX file", where=str(path)) from error
     locations = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
     return sorted(path.parent / location for location in locations)

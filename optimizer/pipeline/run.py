@@ -28,7 +28,14 @@ SCHEMA = 1
 
 
 def place_artifacts(subjects: Sequence[Subject], run: Path) -> dict[str, ArtifactRef]:
-    """Put every candidate's artifact, and the ONNX behind an engine, into the run's folder."""
+    """Put every candidate's artifact, and the ONNX behind an engine, into the run's folder.
+
+    What an earlier run left there goes first, its report before all: a folder with a report is whole.
+    """
+    for name in ("report.json", RUN_FILE):
+        (run / name).unlink(missing_ok=True)
+    for name in ("artifacts", "golden", "recipe"):
+        shutil.rmtree(run / name, ignore_errors=True)
     placed: dict[str, ArtifactRef] = {}
     for subject in subjects:
         folder = run / "artifacts" / subject.name
@@ -58,8 +65,6 @@ def _weights(folder: Path) -> Path:
 
 def _link_tree(source: Path, destination: Path) -> None:
     """Link files where the file system allows it, copy them elsewhere. The store notices a change in a linked file."""
-    if destination.exists():
-        shutil.rmtree(destination)
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         target = destination / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -181,13 +186,15 @@ def _labels(recipe: Recipe) -> tuple[str, ...] | None:
 
 
 def open_out(folder: Path) -> Path:
-    """Make the folder that --out names; an earlier run there is replaced, anything else is left alone.
+    """Make the folder that --out names; an earlier run there is replaced once the new one is built.
 
     Raises: UsageError when the folder holds something that is no run.
     """
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / RUN_FILE).is_file():
-            raise UsageError("is not empty and holds no run", where=f"--out {folder}", hint="Name a new folder.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = [p for p in folder.iterdir() if p.name != "logs"] if folder.is_dir() else []
+    if kept and not (folder / RUN_FILE).is_file():
+        raise UsageError("is not empty and holds no run", where=f"--out {folder}", hint="Name a new folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot be made: {error.strerror}", where=f"--out {folder}") from error
     return folder

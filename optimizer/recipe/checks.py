@@ -116,7 +116,8 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
                 problems.cross((*path, "targets", index), text, ("targets", target))
         for option, (other, value) in words.dependencies(variant.precision).items():
             if option in variant.options and variant.options.get(other, value) != value:
-                text = f"has no effect with {other}: {shown(variant.options[other])}; remove it, or write {other}: {value}"
+                given = shown(variant.options[other])
+                text = f"has no effect with {other}: {given}; remove it, or write {other}: {value}"
                 problems.cross((*path, option), text, (*path, other), at_key=True)
         if words.needs_calibration(variant.precision) and draft.data is not None and draft.data.calibration is None:
             named = name if name == variant.precision else f"{name} ({variant.precision})"

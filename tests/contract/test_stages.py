@@ -53,7 +53,7 @@ def make(kind: type[Stage], /, **changes: Any) -> Stage:
 
 
 def sources(kind: type[Stage], fill: str = "a") -> dict[str, str]:
-    return {role: fill * 64 for role in kind.consumes}
+    return dict.fromkeys(kind.consumes, fill * 64)
 
 
 def tools(kind: type[Stage], version: str = "1.0") -> dict[str, str]:

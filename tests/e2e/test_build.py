@@ -311,3 +311,29 @@ def test_cache_lists_verifies_and_prunes(copy: Build) -> None:
     pruned = run_optimize("cache", "prune", "--unused-days", "0", home=copy.home)
     assert "dropped" in pruned.stdout
     assert run_optimize("cache", "ls", home=copy.home).stdout.startswith("0 entries")
+
+
+def test_out_replaces_an_earlier_run_only_when_the_new_one_is_built(copy: Build, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_optimize("build", copy.recipe, "--out", out, home=copy.home).returncode == 0
+    before = (out / "report.json").read_bytes()
+    model = copy.recipe.parent / "model.py"
+    sound = model.read_text()
+    model.write_text(sound.replace("nn.Linear(width * 16, 10)", "nn.Linear(width * 16, 11)"))
+    assert run_optimize("build", copy.recipe, "--out", out, home=copy.home).returncode == 4
+    assert (out / "report.json").read_bytes() == before
+    model.write_text(sound)
+    assert run_optimize("build", copy.recipe, "--only", "fp32", "--out", out, home=copy.home).returncode == 0
+    assert {p.name for p in (out / "artifacts").iterdir()} >= {"fp32@torch", "fp32@onnxruntime"}
+    assert not (out / "artifacts" / "int8@onnxruntime").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    refused = run_optimize("build", copy.recipe, "--out", tmp_path / "mine", home=copy.home)
+    assert refused.returncode == 2
+    assert "holds no run" in refused.stderr
+
+
+def test_a_build_that_never_began_leaves_no_run(copy: Build) -> None:
+    runs = sorted((copy.home / "runs" / "tiny").iterdir())
+    assert run_optimize("build", copy.recipe, "--device", "cuda:7", home=copy.home).returncode == 3
+    assert sorted((copy.home / "runs" / "tiny").iterdir()) == runs

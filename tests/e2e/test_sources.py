@@ -87,11 +87,8 @@ def test_keyword_inputs_and_two_outputs_build(tiny: Path, tmp_path: Path) -> Non
         ]))
     )  # fmt: skip
     edit(tiny, "outputs: [logits]", "outputs: [logits, features]")
-    edit(
-        tiny,
-        "  image: {dtype: float32, shape: [batch, 1, 8, 8]}",
-        "  image: {dtype: float32, shape: [batch, 1, 8, 8]}\n  gain: {dtype: float32, shape: [batch, 1], keyword: true}",
-    )
+    image = "  image: {dtype: float32, shape: [batch, 1, 8, 8]}"
+    edit(tiny, image, f"{image}\n  gain: {{dtype: float32, shape: [batch, 1], keyword: true}}")
     report = build(small(tiny), tmp_path / "home")
     assert accuracy(report, "fp32@onnxruntime") > 0.8
     numerics = next(c for c in report["candidates"] if c["name"] == "fp32@onnxruntime")["numerics"]
