@@ -92,8 +92,11 @@ def _found(pair: Pair, batch: str, judge: _Judge, is_asked: bool) -> tuple[Findi
     if stick and stick.name == pair.name:
         return "shown", f"{change.raw.value:.3f} x with the same artifact and runtime: so much do the sessions differ"
     finding, sentence = judge(change)
-    if finding == "fail" and pair.same_artifact:
-        sentence += "; the artifact and its runtime are those of before, so look at what surrounds them"
+    if pair.name == pair.after.report.baseline and not is_asked:
+        return "shown", f"{sentence}; the baseline does not ship"
+    if pair.unchanged and finding != "pass" and not is_asked:
+        # What did not change cannot have become slower: this is how far two sessions differ.
+        return "shown", f"{sentence}; artifact and packages are those of before, so look at what surrounds them"
     unstable = _unstable(pair, batch)
     # A latency that did not hold still cannot convict.
     return "inconclusive" if finding == "fail" and unstable else finding, sentence + unstable
@@ -156,9 +159,6 @@ def _unlike(pair: Pair) -> str:
         ("number of threads", one.threads, other.threads),
         ("device", pair.old.device, pair.new.device),
     ]
-    had, has = dict(pair.before.version(pair.old)), dict(pair.after.version(pair.new))
-    for package in dict.fromkeys([*had, *has]):
-        facts.append((f"version of {package}", had.get(package, "none"), has.get(package, "none")))
     if pair.new.device != "cpu":
         facts.append(("GPU", one.gpu and one.gpu.name, other.gpu and other.gpu.name))
         facts.append(("GPU driver", one.gpu and one.gpu.driver, other.gpu and other.gpu.driver))

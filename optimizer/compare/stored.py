@@ -116,6 +116,12 @@ class Pair:
         return one is not None and other is not None and one.sha256 == other.sha256
 
     @property
+    def unchanged(self) -> bool:
+        """Whether neither the artifact nor any package that the reports list is another one."""
+        packages = (side.report.environment.packages for side in (self.before, self.after))
+        return self.same_artifact and len({tuple(sorted(p.items())) for p in packages}) == 1
+
+    @property
     def same_runtime(self) -> bool:
         """Whether the same version of the same runtime executes both, on a device of the same name."""
         return self.before.version(self.old) == self.after.version(self.new) and self.old.device == self.new.device

@@ -72,8 +72,12 @@ def assemble(outcome: Outcome) -> Report:
         metrics=better,
         command=outcome.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        notes=outcome.notes,
+        notes=(*outcome.notes, *_notes(outcome.measured)),
     )
+
+
+def _notes(measured: Measured) -> list[str]:
+    return [f"{name}: {note}" for name, entry in measured.accuracy.items() for note in read_document(entry)["notes"]]
 
 
 def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | None) -> CandidateReport:
