@@ -14,6 +14,8 @@ def choose_candidate(report: Report, variant: str, target: str | None = None) ->
 
     Raises: UsageError naming what there is.
     """
+    if "@" in variant and target is None:
+        return variant  # a candidate's own name
     deployable = [c for c in report.candidates if c.runtime not in _PYTORCH]
     of_variant = [c for c in deployable if c.variant == variant]
     if not of_variant:

@@ -82,7 +82,7 @@ def _findings() -> list[Finding]:
         _gpu(),
         _gpu_reader(),
         _build_tools(),
-        _runtime("torch", "probe_torch", "pip install 'optimizer[cpu]'   (with an NVIDIA GPU: 'optimizer[gpu]')"),
+        _runtime("torch", "probe_torch", "pip install '.[cpu]'   (with an NVIDIA GPU: '.[gpu]')"),
         _runtime("onnxruntime", "probe_onnxruntime", "pip install onnxruntime   (with an NVIDIA GPU: onnxruntime-gpu)"),
         _runtime("tensorrt_rtx", "probe_tensorrt_rtx", "pip install tensorrt-rtx"),
         _runtime("tensorrt", "probe_tensorrt", "pip install tensorrt   (only with an NVIDIA GPU)"),
@@ -126,7 +126,7 @@ def _build_tools() -> Finding:
     found = machine.installed(_BUILD_TOOLS)
     missing = [name for name in _BUILD_TOOLS if name not in found]
     if missing:
-        return Finding("build tools", False, f"missing: {', '.join(missing)}", "pip install 'optimizer[cpu]'")
+        return Finding("build tools", False, f"missing: {', '.join(missing)}", "pip install '.[cpu]'")
     return Finding("build tools", True, ", ".join(f"{name} {version}" for name, version in found.items()))
 
 

@@ -59,7 +59,8 @@ def call_source(file: Path, function: str, split: str, arguments: Mapping[str, A
     try:
         result = load_function(file, function)(split, **arguments)
     except (TypeError, ValueError, KeyError, OSError, LookupError) as error:
-        raise StageError(f"{type(error).__name__}: {error}", where=where) from error
+        hint = f"The function itself raised this. Does it know the split '{split}', which data names?"
+        raise StageError(f"{type(error).__name__}: {error}", where=where, hint=hint) from error
     if isinstance(result, tuple) and len(result) == 2 and not _is_pair_of_samples(result):
         arrays = _named(result[0])
         targets = result[1] if result[1] is not None else [None] * len(next(iter(arrays.values())))
@@ -67,12 +68,12 @@ def call_source(file: Path, function: str, split: str, arguments: Mapping[str, A
         if unlike:
             raise StageError(f"returned {len(targets)} targets and inputs of {unlike} samples", where=where)
         return FromArrays(arrays, targets, split)
-    if hasattr(result, "__len__") and hasattr(result, "__getitem__"):
+    if not isinstance(result, Mapping | np.ndarray) and hasattr(result, "__len__") and hasattr(result, "__getitem__"):
         return FromSequence(result, split)
     raise StageError(
         f"returned a {type(result).__name__}",
         where=where,
-        hint="Return (inputs, targets) as arrays, or a sequence of (inputs, target) pairs.",
+        hint="Return (inputs, targets) as arrays, targets being None where there are none, or a sequence of pairs.",
     )
 
 

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 class Transformed(Samples):
     """The samples of a source, preprocessed and checked against the recipe's inputs as they are read."""
 
-    def __init__(self, source: Samples, steps: Sequence[Mapping[str, Any]], inputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self,
+        source: Samples,
+        steps: Sequence[Mapping[str, Any]],
+        inputs: Sequence[TensorSpec],
+        profile: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         self._source = source
+        self._profile = profile or {}
         self._steps = steps
         self._inputs = {spec.name: spec for spec in inputs}
         self.labels = source.labels
@@ -55,6 +62,14 @@ class Transformed(Samples):
                 where=where,
                 hint="Correct inputs, data.transform or the source.",
             )
+        for axis, size in zip(wanted, array.shape, strict=True):
+            least, most = self._profile.get(str(axis), (size, size))
+            if not least <= size <= most:
+                raise StageError(
+                    f"has the size {size} on axis '{axis}'; the profile covers {least} to {most}",
+                    where=where,
+                    hint="Widen the profile of that axis, or leave such samples out: no engine takes them.",
+                )
         if array.dtype.name != spec.dtype:
             if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
                 raise StageError(f"has the dtype {array.dtype}; the recipe says {spec.dtype}", where=where)

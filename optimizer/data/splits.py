@@ -68,4 +68,5 @@ class Splits:
                 hint="Check the split's name, and that the data is where the source looks for it.",
             )
         steps = [step.model_dump(mode="json", exclude_none=True) for step in data.transform]
-        return Transformed(source, steps, to_specs(self._recipe.inputs))
+        profile = {axis: (r.min, r.max) for axis, r in self._recipe.profile.items()}
+        return Transformed(source, steps, to_specs(self._recipe.inputs), profile)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import onnx
 
-from optimizer.errors import StageError
+from optimizer.graph.bodies import CONTROL_FLOW, Types, bodies, infer_all
 from optimizer.graph.index import attribute, node_key
-from optimizer.graph.shapes import TensorType, infer
 
 # Operators that multiply and accumulate, standard and onnxruntime's own, and where their two operands stand.
 _CONVOLUTIONS = {
     "Conv": (0, 1),
+    "DeformConv": (0, 1),
     "FusedConv": (0, 1),
     "NhwcFusedConv": (0, 1),
     "ConvInteger": (0, 1),
@@ -32,39 +34,167 @@ _PRODUCTS = {
     "DynamicQuantizeMatMul": (0, 1),
     "QLinearMatMul": (0, 3),
 }
-OPERANDS: Mapping[str, tuple[int, int]] = {**_CONVOLUTIONS, **_TRANSPOSED, **_PRODUCTS}
+_RECURRENT = dict.fromkeys(("LSTM", "GRU", "RNN"), (0, 1))
+# Their products are not counted, only known to be there.
+_UNCOUNTED = dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention", "DynamicQuantizeLSTM"), (0, 1))
+OPERANDS: Mapping[str, tuple[int, int]] = {
+    **_CONVOLUTIONS,
+    **_TRANSPOSED,
+    **_PRODUCTS,
+    **_RECURRENT,
+    **_UNCOUNTED,
+    "Einsum": (0, 1),
+}
+# Where products of other operator sets would be missed; those of onnxruntime itself are listed above.
+_STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 
-Types = Mapping[str, TensorType]
+
+class _Unknown(Exception):
+    """A size that is needed cannot be told; the reason is the message."""
 
 
-def macs(model: onnx.ModelProto | Path, types: Types | None = None) -> dict[str, int]:
-    """Return the multiply-accumulates of every Conv, ConvTranspose, Gemm and MatMul, by node name.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A node that multiplies and accumulates, in the graph that holds it; a body is a model of its own.
 
-    A node without a name is named by its first output. Batch 1; other dynamic axes count as
-    `shapes.REPRESENTATIVE_SIZE`. Nodes inside If, Loop and Scan are not counted, nor are LSTM, GRU and RNN.
+    `macs` counts every execution. `reason` says why it is no more than a lower bound, and is empty where it is exact.
+    """
+
+    key: str
+    node: onnx.NodeProto
+    model: onnx.ModelProto
+    types: Types
+    macs: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a model multiplies and accumulates, and what had to be assumed for it."""
+
+    sites: tuple[Site, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates by node; of those in `uncounted` a lower bound."""
+        return {site.key: site.macs for site in self.sites}
+
+    @property
+    def uncounted(self) -> frozenset[str]:
+        """The nodes whose multiply-accumulates cannot be counted."""
+        return frozenset(site.key for site in self.sites if site.reason)
+
+
+def count(model: onnx.ModelProto | Path, types: Types | None = None) -> Work:
+    """Count the multiply-accumulates of every node that has any.
+
+    Convolutions, matrix products, Einsum of two operands, LSTM, GRU and RNN. Of an If counts the larger branch; the
+    body of a Loop or Scan once per iteration, once where their number is not constant, which a note says. Batch 1;
+    other dynamic axes count as `shapes.REPRESENTATIVE_SIZE`. A node whose sizes cannot be told counts each element of
+    its larger operand once, has its reason, and is named in a note.
+    A node is named by its name, by its first output where it has none or shares it, behind the node it stands in.
     `types` replaces shape inference, for a graph whose operators ONNX does not know.
-    Raises: StageError when a shape that the count needs is unknown.
     """
     if isinstance(model, Path):
         model = onnx.load(model, load_external_data=False)
-    known = types if types is not None else infer(model)
-    return {node_key(n): _count(n, known) for n in model.graph.node if n.op_type in OPERANDS}
+    notes: list[str] = []
+    sites = tuple(_sites(model, types if types is not None else infer_all(model), "", 1, notes))
+    notes += [f"the multiply-accumulates of {s.key} cannot be counted: {s.reason}" for s in sites if s.reason]
+    return Work(sites, tuple(notes))
+
+
+def _sites(model: onnx.ModelProto, types: Types, prefix: str, times: int, notes: list[str]) -> Iterator[Site]:
+    for key, node in keyed(model.graph):
+        if node.op_type in CONTROL_FLOW:
+            yield from _inside(node, f"{prefix}{key}", (model, types), times, notes)
+        elif multiplies(node, model):
+            try:
+                macs, reason = _count(node, types), ""
+            except _Unknown as unknown:
+                macs, reason = _lower_bound(node, types), str(unknown)
+            if macs:
+                yield Site(f"{prefix}{key}", node, model, types, times * macs, reason)
+
+
+def _inside(
+    node: onnx.NodeProto, key: str, around: tuple[onnx.ModelProto, Types], times: int, notes: list[str]
+) -> Iterator[Site]:
+    """Yield what a node of control flow executes: the larger of its bodies."""
+    found: list[tuple[list[Site], list[str]]] = []
+    for body in bodies(node, *around):
+        own: list[str] = []
+        sites = list(_sites(body.model, body.types, f"{key}/", times * (body.executions or 1), own))
+        if sites and body.executions is None:
+            own.append(f"{node.op_type} {key} counts as one iteration: how many it makes is not constant")
+        found.append((sites, own))
+    if found:
+        sites, own = max(found, key=lambda pair: sum(site.macs for site in pair[0]))
+        notes += own
+        yield from sites
+
+
+def keyed(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Yield every node with the name that tells it from all others of its graph."""
+    names = Counter(node.name for node in graph.node)
+    for node in graph.node:
+        yield (node_key(node) if names[node.name] == 1 else next(filter(None, node.output), node.name)), node
+
+
+def multiplies(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Does the node multiply and accumulate? One of a foreign operator set does where it reads a matrix of weights."""
+    if node.op_type in OPERANDS:
+        return node.op_type != "Einsum" or len(node.input) > 1
+    if node.domain in _STANDARD:
+        return False
+    return any(len(tensor.dims) > 1 and tensor.name in node.input for tensor in model.graph.initializer)
+
+
+def _lower_bound(node: onnx.NodeProto, types: Types) -> int:
+    """Every element of an operand is multiplied once or more often."""
+    shapes = [found.shape for name in node.input if (found := types.get(name)) is not None and found.shape is not None]
+    return max([prod(d for d in shape if d is not None) for shape in shapes], default=1)
 
 
 def _count(node: onnx.NodeProto, types: Types) -> int:
+    if node.op_type == "Einsum":
+        return _einsum(node, types)
+    if node.op_type not in OPERANDS or node.op_type in _UNCOUNTED:
+        raise _Unknown(f"{node.op_type} is none of the operators that are")
     left, right = (node.input[i] for i in OPERANDS[node.op_type])
+    if node.op_type in _RECURRENT:
+        # Per step and sample, each gate takes the input through W and the state through R, in every direction.
+        return prod(_shape(left, types)[:2]) * (prod(_shape(right, types)) + prod(_shape(node.input[2], types)))
     if node.op_type in _CONVOLUTIONS:
         # Every output value sums over the kernel and the channels of its group.
-        return prod(_shape(node.output[0], types, node)) * prod(_shape(right, types, node)[1:])
+        return prod(_shape(node.output[0], types)) * prod(_shape(right, types)[1:])
     if node.op_type in _TRANSPOSED:
         # Every input value is spread over the kernel and the output channels of its group.
-        return prod(_shape(left, types, node)) * prod(_shape(right, types, node)[1:])
-    shape = _shape(left, types, node)
+        return prod(_shape(left, types)) * prod(_shape(right, types)[1:])
+    shape = _shape(left, types)
     if node.op_type == "FusedMatMul" and attribute(node, "transBatchA", 0):
-        raise StageError("moves its batch axes, which is not counted", where=f"node '{node_key(node)}'")
+        raise _Unknown("it moves its batch axes")
     transposed = attribute(node, "transA", 0) and len(shape) > 1
     depth = shape[-2] if transposed else shape[-1]
-    return prod(_product_shape(shape, _shape(right, types, node), node)) * depth
+    return prod(_product_shape(shape, _shape(right, types), node)) * depth
+
+
+def _einsum(node: onnx.NodeProto, types: Types) -> int:
+    """Multiply the sizes of all distinct indices: each combination of them is one product."""
+    if len(node.input) != 2:
+        raise _Unknown(f"in which order an Einsum of {len(node.input)} operands multiplies is the runtime's choice")
+    equation = attribute(node, "equation")
+    terms = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "").split("->")[0]
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms.split(","), node.input, strict=True):
+        shape = _shape(name, types)
+        before, dots, after = term.partition("...")
+        hidden = len(shape) - len(before) - len(after) if dots else 0
+        # What an ellipsis stands for is aligned from the right, as in broadcasting.
+        indices = [*before, *(f"...{i}" for i in range(hidden, 0, -1)), *after]
+        for index, size in zip(indices, shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, size))
+    return prod(sizes.values())
 
 
 def _product_shape(left: tuple[int, ...], right: tuple[int, ...], node: onnx.NodeProto) -> tuple[int, ...]:
@@ -80,12 +210,9 @@ def _product_shape(left: tuple[int, ...], right: tuple[int, ...], node: onnx.Nod
     return (*(max(a, b) for a, b in zip(*padded, strict=True)), *rows, *columns)
 
 
-def _shape(name: str, types: Types, node: onnx.NodeProto) -> tuple[int, ...]:
+def _shape(name: str, types: Types) -> tuple[int, ...]:
     found = types.get(name)
-    if found is None or found.shape is None or None in found.shape:
-        raise StageError(
-            f"the shape of '{name}' cannot be inferred, so its multiply-accumulates cannot be counted",
-            where=f"node '{node_key(node)}' ({node.op_type})",
-            hint="Simplify the graph, or write fixed sizes into the shapes of the recipe's inputs.",
-        )
-    return tuple(d for d in found.shape if d is not None)
+    shape = None if found is None else found.shape
+    if shape is None or None in shape:
+        raise _Unknown(f"the shape of '{name}' cannot be inferred")
+    return tuple(d for d in shape if d is not None)

@@ -54,7 +54,7 @@ class GraphFacts:
     @cached_property
     def captured(self) -> frozenset[str]:
         """Outer tensors that some subgraph reads by name."""
-        return frozenset(name for node in self.nodes for graph in subgraphs(node) for name in _reads(graph))
+        return frozenset(name for node in self.nodes for graph in subgraphs(node) for name in outer_names(graph))
 
     def constant(self, name: str) -> FloatArray | None:
         """Return an initializer's values, or None for a tensor that is computed."""
@@ -112,7 +112,7 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return None
 
 
-def _reads(graph: onnx.GraphProto) -> set[str]:
+def outer_names(graph: onnx.GraphProto) -> set[str]:
     """Return the outer names that a subgraph reads, its own subgraphs included."""
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     read: set[str] = {value.name for value in graph.output}
@@ -120,7 +120,7 @@ def _reads(graph: onnx.GraphProto) -> set[str]:
         own.update(node.output)
         read.update(node.input)
         for inner in subgraphs(node):
-            read |= _reads(inner)
+            read |= outer_names(inner)
     return read - own - {""}
 
 

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from optimizer.errors import MeasurementError
+
 Floats = npt.NDArray[np.float64]
 
 SEED = 0
 RESAMPLES = 2_000
+FEWEST_RESAMPLED = 30  # below, the bootstrap is too narrow
 # Two-sided standard normal quantiles.
 Z = {0.95: 1.959963984540054, 0.99: 2.5758293035489004}
 
@@ -84,13 +87,51 @@ def _tango_score(gained: int, lost: int, n: int, difference: float) -> float:
 
 
 def bootstrap_mean(values: Floats, level: float = 0.95) -> Interval:
-    """Percentile bootstrap interval of a mean, seeded. Equal values have an interval without width.
+    """Interval of a mean: the percentile bootstrap, seeded; below 30 values Student's. Equal values have no width.
 
-    Source: Efron and Tibshirani 1993, chapter 13.
+    The bootstrap cannot reach beyond the values it has: of 2 values its 95 % interval covers the mean in 52 % of
+    trials, of 10 in 85 %. Student's covers it in 95 % where values are normal, and stays honest about few of them.
+    Source: Efron and Tibshirani 1993, chapter 13; Student 1908, Biometrika 6:1.
+    Raises: MeasurementError for a single value, which has no interval.
     """
-    if len(values) < 2 or np.ptp(values) == 0:
-        return Interval(float(values.mean()), float(values.mean()))
+    n = len(values)
+    if n < 2:
+        raise MeasurementError(
+            f"{n} sample has no interval", where="data.evaluation", hint="Evaluate on at least 2 samples, better 30."
+        )
+    mean = float(values.mean())
+    if np.ptp(values) == 0:
+        return Interval(mean, mean)
+    if n < FEWEST_RESAMPLED:
+        half = student_quantile(level, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+        return Interval(mean - half, mean + half)
     return percentiles(_resampled_means(values), level)
+
+
+def student_quantile(level: float, degrees: int) -> float:
+    """Return the bound that Student's t stays within, on both sides, with probability `level`.
+
+    Numeric: bisection of the closed form for whole degrees of freedom.
+    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, 1e4
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, degrees) < level else (low, middle)
+    return (low + high) / 2
+
+
+def _student_within(t: float, degrees: int) -> float:
+    """Probability that Student's t lies between -t and t."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine2 = math.sin(angle), math.cos(angle) ** 2
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(2 if odd else 1, degrees - 1, 2):
+        term *= cosine2 * k / (k + 1)
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 def _resampled_means(values: Floats) -> Floats:

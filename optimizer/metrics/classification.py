@@ -24,6 +24,10 @@ class TopK(Metric):
         self.name = name
         self.k = k
 
+    def chance(self, shape: Sequence[int | str]) -> float | None:
+        """k of the classes."""
+        return self.k / shape[-1] if len(shape) == 2 and isinstance(shape[-1], int) else None
+
     def outcomes(self, output: Array, targets: Sequence[Any], identities: Sequence[str]) -> Outcomes:
         """Return 1.0 for a right answer, 0.0 for a wrong one."""
         scores = np.asarray(output, np.float64)

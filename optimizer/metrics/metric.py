@@ -20,6 +20,10 @@ class Metric(ABC):
     better: ClassVar[Literal["higher", "lower"]]
     binary: ClassVar[bool]  # every outcome is 0 or 1: the value is a share
 
+    def chance(self, shape: Sequence[int | str]) -> float | None:
+        """Return what guessing reaches on an output of this shape, where that is known."""
+        return None
+
     @abstractmethod
     def outcomes(self, output: Array, targets: Sequence[Any], identities: Sequence[str]) -> Outcomes:
         """Return one float64 per sample. Shapes: `output` [batch, ...].

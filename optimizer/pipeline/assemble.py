@@ -72,8 +72,25 @@ def assemble(outcome: Outcome) -> Report:
         metrics=better,
         command=outcome.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        notes=(*outcome.notes, *_notes(outcome.measured)),
+        notes=(*outcome.notes, *_doubts(baseline, outcome), *_notes(outcome.measured)),
     )
+
+
+def _doubts(baseline: CandidateReport, outcome: Outcome) -> list[str]:
+    """Say of a baseline that guesses: what is no better than chance cannot be shown to lose anything."""
+    outputs = next((s.artifact.outputs for s in outcome.subjects if s.artifact.outputs), ())
+    shapes = {spec.name: spec.shape for spec in outputs}
+    found = []
+    for name, options in outcome.recipe.metrics.items():
+        value = baseline.accuracy.get(name)
+        output = options.output or outcome.recipe.model.outputs[0]
+        chance = metric_named(name).chance(shapes.get(output, ()))
+        if value is not None and chance is not None and value.ci95[0] <= chance:
+            found.append(
+                f"The baseline's {name} of {value.value:.4f} on output '{output}' is not above chance ({chance:.4f}): "
+                "do labels, data.transform, the metric's output and the checkpoint belong together?"
+            )
+    return found
 
 
 def _notes(measured: Measured) -> list[str]:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from optimizer.results import Report
     from optimizer.store import Store
 
-LOCK = "recipe.lock.json"
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -143,12 +141,17 @@ def unstable(report: Report, recipe: Recipe) -> list[OptimizerError]:
     return [MeasurementError(f"latency stayed unstable: {', '.join(shaky)}", where="measure", hint=hint)]
 
 
+def lock_file(recipe: Recipe) -> Path:
+    """Where the keys of a recipe's last full build lie: recipe.lock.json beside recipe.yaml."""
+    return recipe.path.with_suffix(".lock.json")
+
+
 def read_lock(recipe: Recipe) -> dict[str, str]:
     """Return the keys of the recipe's lock file.
 
     Raises: RecipeError when there is none, or it cannot be read.
     """
-    path = recipe.folder / LOCK
+    path = lock_file(recipe)
     try:
         keys: dict[str, str] = json.loads(path.read_text())["keys"]
     except (OSError, ValueError, KeyError) as error:
@@ -160,4 +163,4 @@ def write_lock(recipe: Recipe, report: Report) -> None:
     """Write the keys of a build beside the recipe."""
     keys = {stage.id: stage.key for stage in report.stages if stage.key}
     text = json.dumps({"recipe": recipe.name, "keys": keys}, indent=1, sort_keys=True)
-    (recipe.folder / LOCK).write_text(text + "\n")
+    lock_file(recipe).write_text(text + "\n")

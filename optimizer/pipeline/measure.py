@@ -14,7 +14,8 @@ import numpy as np
 
 from optimizer.digest import sha256_json
 from optimizer.environment import device_fingerprint, installed, machine_fingerprint
-from optimizer.errors import MeasurementError, OptimizerError
+from optimizer.errors import MeasurementError, OptimizerError, StageError
+from optimizer.metrics import metric_named
 from optimizer.pipeline.execute import feed
 from optimizer.types import MAIN_FILE, StageRecord
 
@@ -126,6 +127,7 @@ def _accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> 
     if not missing:
         return
     measured.reused = False
+    _check_labels(subjects, bench)
     started = time.perf_counter()
     found, sentences = _evaluate(base, missing, bench, measured)
     seconds = time.perf_counter() - started
@@ -139,6 +141,21 @@ def _accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> 
         entry = _store(bench, keys[subject.name], documents[subject.name], write, seconds)
         measured.accuracy[subject.name] = entry
     bench.progress.step("accuracy", "measured", seconds, None)
+
+
+def _check_labels(subjects: Sequence[Subject], bench: Bench) -> None:
+    """Refuse class names that are more or fewer than the classes of the output that a metric reads."""
+    labels = bench.splits.evaluation.labels
+    shapes = {spec.name: spec.shape for s in subjects for spec in s.artifact.outputs}
+    for name, options in bench.recipe.metrics.items():
+        output = options.output or bench.recipe.model.outputs[0]
+        shape = shapes.get(output, ())
+        if labels and metric_named(name).chance(shape) is not None and len(labels) != shape[-1]:
+            raise StageError(
+                f"there are {len(labels)} class names and output '{output}' has {shape[-1]} classes",
+                where="data.labels",
+                hint=f"Name every class once, in the order of '{output}'; a folder of pictures names its subfolders.",
+            )
 
 
 def _evaluate(

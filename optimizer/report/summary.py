@@ -14,7 +14,8 @@ def render_summary(report: Report) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
     shipped = ", ".join(f"{name} ({device})" for device, name in report.recommended.items()) or "nothing"
     reasons = [f"  {reason}" for reason in report.verdict.reasons[:3]]
-    return "\n".join([*lines, f"verdict: {report.verdict.status}; recommended: {shipped}", *reasons])
+    notes = [f"note: {note}" for note in report.notes]
+    return "\n".join([*lines, *notes, f"verdict: {report.verdict.status}; recommended: {shipped}", *reasons])
 
 
 def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple[str, ...]:

@@ -337,3 +337,22 @@ def test_a_build_that_never_began_leaves_no_run(copy: Build) -> None:
     runs = sorted((copy.home / "runs" / "tiny").iterdir())
     assert run_optimize("build", copy.recipe, "--device", "cuda:7", home=copy.home).returncode == 3
     assert sorted((copy.home / "runs" / "tiny").iterdir()) == runs
+
+
+def test_a_baseline_that_guesses_is_said(copy: Build) -> None:
+    data = copy.recipe.parent / "data.py"
+    data.write_text(data.read_text().replace("labels[part]", "(labels[part] + 1) % 10"))
+    edit(copy.recipe, "variants: {fp32: {}, fp16: {}, int8: {}}", "variants: {fp32: {}}")
+    edit(copy.recipe, '  tensorrt_rtx: {compute_capabilities: ["8.6"]}\n', "")
+    done = run_optimize("build", copy.recipe, home=copy.home)
+    assert "note: The baseline's top1" in done.stdout
+    assert "is not above chance (0.1000)" in done.stdout
+
+
+def test_class_names_that_do_not_fit_the_output_are_refused(copy: Build) -> None:
+    edit(copy.recipe, "metrics: [top1]", "metrics: [top1]\n").write_text(
+        copy.recipe.read_text().replace("  source: data.py:digits", "  source: data.py:digits\n  labels: [a, b, c]")
+    )
+    done = run_optimize("build", copy.recipe, "--remeasure", home=copy.home)
+    assert done.returncode == 4
+    assert "there are 3 class names and output 'logits' has 10 classes" in done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optimizer.data.callable import FromArrays, call_source
+from optimizer.data.callable import FromArrays, FromSequence, call_source
 from optimizer.data.identity import code_document, data_document, package_versions
 from optimizer.data.pictures import Pictures
 from optimizer.data.samples import batches
@@ -195,3 +195,19 @@ def test_a_split_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> 
     data = Data(folder=str(folder), layout="<split>/<class>", evaluation=EvaluationData(split="validation"))
     with pytest.raises(UsageError, match="there is no folder validation"):
         data_document(data, data.evaluation, tmp_path, ContentIndex(tmp_path / "store"))
+
+
+def test_a_size_outside_the_profile_is_refused_with_its_sample() -> None:
+    spec = (TensorSpec("tokens", "float32", ("batch", "length")),)
+    pairs = [(np.zeros(n, np.float32), 0) for n in (4, 8, 9)]
+    samples = Transformed(FromSequence(pairs, "test"), [], spec, {"length": (4, 8), "batch": (1, 1)})
+    assert samples[0].inputs["tokens"].shape == (4,)
+    with pytest.raises(StageError, match=r"sample test\[2\].*size 9 on axis 'length'; the profile covers 4 to 8"):
+        samples[2]
+
+
+@pytest.mark.parametrize("body", ["{'image': np.zeros((3, 2))}", "np.zeros((3, 2))"])
+def test_a_source_that_forgot_the_targets_is_told_what_to_return(tmp_path: Path, body: str) -> None:
+    (tmp_path / "data.py").write_text(f"import numpy as np\ndef f(split): return {body}\n")
+    with pytest.raises(StageError, match=r"Return \(inputs, targets\)"):
+        call_source(tmp_path / "data.py", "f", "test", {})

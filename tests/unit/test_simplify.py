@@ -18,7 +18,6 @@ from optimizer.types import Artifact, TensorSpec
 from optimizer.verify import verify
 
 
-
 def conv_bn_model():
     """Conv, BatchNormalization, Identity, Relu and a shape computed from constants; no node has a name."""
     rng = np.random.default_rng(0)

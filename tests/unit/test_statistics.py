@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from optimizer.errors import MeasurementError
 from optimizer.measure.bootstrap import Ratio, interleaved_ratio, medians, separate_ratio
 from optimizer.measure.statistics import (
     Z,
+    _resampled_means,
     bootstrap_mean,
     mcnemar,
     paired_share_difference,
+    percentiles,
     sign_flip,
+    student_quantile,
     wilson,
 )
 
@@ -119,7 +123,28 @@ def test_bootstrap_of_a_mean_covers_the_truth() -> None:
 
 def test_equal_values_have_an_interval_without_width() -> None:
     assert bootstrap_mean(np.full(9, 0.25)) == (0.25, 0.25)
-    assert bootstrap_mean(np.array([0.5])) == (0.5, 0.5)
+    with pytest.raises(MeasurementError, match="1 sample has no interval"):
+        bootstrap_mean(np.array([0.5]))
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 8, 9, 29])
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_student_quantiles_are_scipys(degrees: int, level: float) -> None:
+    assert student_quantile(level, degrees) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 5, 10])
+def test_few_values_have_an_interval_that_covers(count: int) -> None:
+    rng = np.random.default_rng(count)
+    covered = 0
+    for _ in range(400):
+        low, high = bootstrap_mean(rng.normal(1.0, 2.0, count))
+        covered += low <= 1.0 <= high
+    assert covered / 400 > 0.92
+    resampled = percentiles(_resampled_means(rng.normal(1.0, 2.0, count)), 0.95)
+    few = bootstrap_mean(rng.normal(1.0, 2.0, count))
+    assert few.high - few.low > 0
+    assert resampled.high - resampled.low > 0
 
 
 def test_sign_flips_agree_with_scipys_permutation_test() -> None:
