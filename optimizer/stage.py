@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from optimizer import __version__
 from optimizer.digest import sha256_json
 from optimizer.types import MAIN_FILE, Artifact, Format
 
@@ -79,22 +80,33 @@ class Stage(BaseModel, ABC):
         return OnnxSession(output.file, optimize=False)
 
     def key_document(
-        self, sources: Mapping[str, str], versions: Mapping[str, str], device: str | None
+        self, sources: Mapping[str, str], versions: Mapping[str, str], device: str | None, checks: Sequence[int] = ()
     ) -> dict[str, Any]:
-        """Return everything that can change the output: what the key is the sha256 of."""
+        """Return everything that can change the output: what the key is the sha256 of.
+
+        `checks` are the batches at which the output is held against its parent: more of them, and it is checked again.
+        """
         return {
             "key_schema": KEY_SCHEMA,
             "stage": self.name,
             "version": self.version,
+            "optimizer": __version__,
             "parameters": self.model_dump(mode="json"),
             "sources": dict(sources),
             "tools": {tool: versions[tool] for tool in self.tools},
             "device": device if self.device_bound else None,
+            "checks": list(checks) if self.tolerance is not None else [],
         }
 
-    def key(self, sources: Mapping[str, str], versions: Mapping[str, str], device: str | None = None) -> str:
+    def key(
+        self,
+        sources: Mapping[str, str],
+        versions: Mapping[str, str],
+        device: str | None = None,
+        checks: Sequence[int] = (),
+    ) -> str:
         """Return the key: may a stored output be reused? `sources` maps each role to its digest."""
-        return sha256_json(self.key_document(sources, versions, device))
+        return sha256_json(self.key_document(sources, versions, device, checks))
 
     @property
     def main_file(self) -> str:

@@ -23,7 +23,6 @@ ROOMS = (
     ("stages",),
     ("verify", "judge"),
     ("measure",),
-    ("engines",),
     ("calibration",),
     ("graph",),
     ("data",),
@@ -45,7 +44,7 @@ HEAVY = {
     "scipy", "sklearn", "matplotlib", "PIL", "psutil", "rich", "safetensors", "jinja2", "polygraphy", "pynvml",
 }  # fmt: skip
 # Rooms that are themselves only imported from inside a stage's run.
-GRAPH_ROOMS = ("graph", "calibration", "engines")
+GRAPH_ROOMS = ("graph", "calibration")
 GRAPH_PACKAGES = {"onnx", "onnx_ir"}
 
 

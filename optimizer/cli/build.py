@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from optimizer.cli.options import device_option, json_option, remeasure_option, settings_option
-from optimizer.errors import OptimizerError
+from optimizer.errors import UsageError
 
 if TYPE_CHECKING:
+    from optimizer.pipeline.build import Built
+    from optimizer.recipe.model import Recipe
     from optimizer.results import Report
 
 GATE_NOT_MET, UNDECIDED = 6, 7
@@ -39,9 +41,13 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     from optimizer.pipeline.run import open_out
     from optimizer.recipe.loader import load_recipe
     from optimizer.recipe.steps import check_only
+    from optimizer.report.trace import render_trace
+    from optimizer.report.write import write_report
     from optimizer.store import Store
 
-    only, out = options["only"], options["out"]
+    only, out, trace = options["only"], options["out"], options["trace"]
+    if isinstance(trace, Path):
+        _check_writable(trace)
     assert isinstance(only, tuple)
     loaded = load_recipe(recipe, settings)
     check_only(loaded, only)
@@ -49,7 +55,6 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     place = home()
     store = Store(place / "store", progress.say)
     run = open_out(out) if isinstance(out, Path) else new_run(loaded.name)
-    command_line = shlex.join(["optimize", *sys.argv[1:]])
     try:
         built = build(
             loaded,
@@ -61,33 +66,55 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
                 remeasure=bool(options["remeasure"]),
                 locked=bool(options["locked"]),
                 history=place / "runs" / loaded.name,
-                command=command_line,
+                command=reproduce("build", loaded, sys.argv[2:]),
             ),
             progress,
         )
     finally:
         progress.close()
         forget_empty(run)
-    if isinstance(trace := options["trace"], Path):
-        from optimizer.report.trace import render_trace
-
+    write_report(built.report, built.run)
+    failed = any(c.status == "failed" for c in built.report.candidates)
+    if not failed and not only and not options["locked"]:
+        _write_lock(loaded, built.report)
+    if isinstance(trace, Path):
         trace.write_text(render_trace(built.report))
-    finish(ctx, built.report, built.run, built.errors, as_json=bool(options["as_json"]))
+    finish(ctx, built, as_json=bool(options["as_json"]))
 
 
-def finish(ctx: click.Context, report: Report, run: Path, errors: tuple[OptimizerError, ...], *, as_json: bool) -> None:
+def reproduce(command: str, recipe: Recipe, arguments: list[str]) -> str:
+    """Return the command that makes this report again, with every setting that the environment filled in."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    filled = [word for n, v in recipe.settings.items() if n not in given for word in ("--set", f"{n}={v}")]
+    return shlex.join(["optimize", command, *arguments, *filled])
+
+
+def _write_lock(recipe: Recipe, report: Report) -> None:
+    from optimizer.pipeline.build import lock_file, write_lock
+
+    try:
+        write_lock(recipe, report)
+    except OSError as error:
+        click.echo(f"note: {lock_file(recipe)} was not written: {error.strerror}", err=True)
+
+
+def _check_writable(file: Path) -> None:
+    """Refuse a file that could not be written, before an hour of building and not after."""
+    if not file.absolute().parent.is_dir():
+        raise UsageError("cannot be written: there is no such folder", where=f"--trace {file}")
+
+
+def finish(ctx: click.Context, built: Built, *, as_json: bool) -> None:
     """Print where the report lies, or the report itself, and exit as its verdict and the errors say."""
     from optimizer.report.summary import render_summary
-    from optimizer.report.write import write_report
 
-    write_report(report, run)
     if as_json:
-        click.echo((run / "report.json").read_text(), nl=False)
+        click.echo((built.run / "report.json").read_text(), nl=False)
     else:
-        click.echo(render_summary(report))
-        click.echo(run / "report.html")
-    for error in errors:
+        click.echo(render_summary(built.report))
+        click.echo(built.run / "report.html")
+    for error in built.errors:
         click.echo(f"error: {error.render()}", err=True)
-    if errors:
-        ctx.exit(max(error.exit_code for error in errors))
-    ctx.exit({"pass": 0, "fail": GATE_NOT_MET, "inconclusive": UNDECIDED}[report.verdict.status])
+    if built.errors:
+        ctx.exit(max(error.exit_code for error in built.errors))
+    ctx.exit({"pass": 0, "fail": GATE_NOT_MET, "inconclusive": UNDECIDED}[built.report.verdict.status])

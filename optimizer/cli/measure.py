@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -22,13 +21,14 @@ from optimizer.errors import UsageError
 @click.pass_context
 def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options: object) -> None:
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
-    from optimizer.cli.build import finish
+    from optimizer.cli.build import finish, reproduce
     from optimizer.cli.progress import open_progress
     from optimizer.paths import find_run, forget_empty, home, new_run
     from optimizer.pipeline.build import Options
     from optimizer.pipeline.remeasure import open_run, remeasure
     from optimizer.pipeline.run import open_out
     from optimizer.report.read import read_report
+    from optimizer.report.write import write_report
     from optimizer.store import Store
 
     folder = find_run(run)
@@ -42,11 +42,12 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     chosen = Options(
         device=str(options["device"]),
         remeasure=bool(options["remeasure"]),
-        command=shlex.join(["optimize", *sys.argv[1:]]),
+        command=reproduce("measure", carried.recipe, sys.argv[2:]),
     )
     try:
         built = remeasure(carried, store, new, chosen, progress)
     finally:
         progress.close()
         forget_empty(new)
-    finish(ctx, built.report, built.run, built.errors, as_json=bool(options["as_json"]))
+    write_report(built.report, built.run)
+    finish(ctx, built, as_json=bool(options["as_json"]))

@@ -14,7 +14,7 @@ from optimizer.graph.index import attribute
 from optimizer.graph.shapes import TensorType, infer
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-# Constants up to this many values may be shapes, axes or trip counts; larger ones are weights, of which the shape serves.
+# Constants up to this many values may be shapes, axes or trip counts; larger ones are weights.
 _READ_VALUES = 1024
 _LOOP_STATE = 2  # the inputs before a Loop's state: trip count and condition
 _ENDLESS = 2**31 - 1  # a while loop is written as a Loop of the largest integer's trips
@@ -168,7 +168,7 @@ def _outline(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _readable(tensor: onnx.TensorProto) -> bool:
-    return prod(tensor.dims) <= _READ_VALUES and tensor.data_location != onnx.TensorProto.EXTERNAL
+    return bool(prod(tensor.dims) <= _READ_VALUES and tensor.data_location != onnx.TensorProto.EXTERNAL)
 
 
 def _value(name: str, kind: TensorType) -> onnx.ValueInfoProto:

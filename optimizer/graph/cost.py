@@ -49,7 +49,7 @@ OPERANDS: Mapping[str, tuple[int, int]] = {
 _STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 
 
-class _Unknown(Exception):
+class _UnknownSizeError(Exception):
     """A size that is needed cannot be told; the reason is the message."""
 
 
@@ -111,7 +111,7 @@ def _sites(model: onnx.ModelProto, types: Types, prefix: str, times: int, notes:
         elif multiplies(node, model):
             try:
                 macs, reason = _count(node, types), ""
-            except _Unknown as unknown:
+            except _UnknownSizeError as unknown:
                 macs, reason = _lower_bound(node, types), str(unknown)
             if macs:
                 yield Site(f"{prefix}{key}", node, model, types, times * macs, reason)
@@ -160,7 +160,7 @@ def _count(node: onnx.NodeProto, types: Types) -> int:
     if node.op_type == "Einsum":
         return _einsum(node, types)
     if node.op_type not in OPERANDS or node.op_type in _UNCOUNTED:
-        raise _Unknown(f"{node.op_type} is none of the operators that are")
+        raise _UnknownSizeError(f"{node.op_type} is none of the operators that are")
     left, right = (node.input[i] for i in OPERANDS[node.op_type])
     if node.op_type in _RECURRENT:
         # Per step and sample, each gate takes the input through W and the state through R, in every direction.
@@ -173,7 +173,7 @@ def _count(node: onnx.NodeProto, types: Types) -> int:
         return prod(_shape(left, types)) * prod(_shape(right, types)[1:])
     shape = _shape(left, types)
     if node.op_type == "FusedMatMul" and attribute(node, "transBatchA", 0):
-        raise _Unknown("it moves its batch axes")
+        raise _UnknownSizeError("it moves its batch axes")
     transposed = attribute(node, "transA", 0) and len(shape) > 1
     depth = shape[-2] if transposed else shape[-1]
     return prod(_product_shape(shape, _shape(right, types), node)) * depth
@@ -182,7 +182,9 @@ def _count(node: onnx.NodeProto, types: Types) -> int:
 def _einsum(node: onnx.NodeProto, types: Types) -> int:
     """Multiply the sizes of all distinct indices: each combination of them is one product."""
     if len(node.input) != 2:
-        raise _Unknown(f"in which order an Einsum of {len(node.input)} operands multiplies is the runtime's choice")
+        raise _UnknownSizeError(
+            f"in which order an Einsum of {len(node.input)} operands multiplies is the runtime's choice"
+        )
     equation = attribute(node, "equation")
     terms = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "").split("->")[0]
     sizes: dict[str, int] = {}
@@ -214,5 +216,5 @@ def _shape(name: str, types: Types) -> tuple[int, ...]:
     found = types.get(name)
     shape = None if found is None else found.shape
     if shape is None or None in shape:
-        raise _Unknown(f"the shape of '{name}' cannot be inferred")
+        raise _UnknownSizeError(f"the shape of '{name}' cannot be inferred")
     return tuple(d for d in shape if d is not None)

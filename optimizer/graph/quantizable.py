@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx
 
-from optimizer.graph.index import FLOAT, GraphIndex, attribute, node_key
+from optimizer.graph.index import FLOAT, GraphIndex, attribute, subgraphs
 
 Dialect = Literal["tensorrt", "cpu"]
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -87,6 +87,16 @@ def _refused_by_onnxruntime(index: GraphIndex, found: Candidate) -> str | None:
     return None
 
 
-def recurrent(index: GraphIndex) -> list[str]:
-    """Return the recurrent layers: they stay in float, and their work is not among the multiply-accumulates counted."""
-    return [node_key(n) for n in index.graph.node if n.op_type in _RECURRENT]
+def never_quantized(node: onnx.NodeProto) -> str | None:
+    """Return why a node that multiplies and accumulates, or whose body does, stays in float; None for all others."""
+    if node.op_type in _RECURRENT:
+        return "recurrent layers are not quantized"
+    if node.op_type == "Einsum" and len(node.input) > 1:
+        return "an Einsum is not quantized"
+    if any(_multiplies(inner) for body in subgraphs(node) for inner in body.node):
+        return "what stands inside it is not quantized"
+    return None
+
+
+def _multiplies(node: onnx.NodeProto) -> bool:
+    return node.op_type in COMPUTE or never_quantized(node) is not None

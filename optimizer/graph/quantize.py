@@ -13,7 +13,7 @@ from optimizer.graph.affine import Bounds
 from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.placement import measured_tensors, parameters, place_cpu, place_tensorrt
 from optimizer.graph.qdq import PairWriter
-from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, examine, recurrent
+from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, examine, never_quantized
 from optimizer.graph.shapes import infer
 
 # QuantizeLinear and DequantizeLinear take one scale per channel from here on.
@@ -69,7 +69,6 @@ def quantize(
     writer.rewrite(model)
     flat = sorted(root for root, p in affine.items() if p.degenerate)
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
-    notes += [f"recurrent layer {name} stays in float32, and is not counted in the shares" for name in recurrent(index)]
     return Quantized(model, left, tuple(notes))
 
 
@@ -137,6 +136,8 @@ def _examine_all(index: GraphIndex, dialect: Dialect, keep: Iterable[str]) -> tu
     left: dict[str, str] = {}
     for node in index.graph.node:
         if node.op_type not in COMPUTE:
+            if reason := never_quantized(node):
+                left[node_key(node)] = reason
             continue
         found = "the recipe keeps it" if {node.op_type, node_key(node)} & kept else examine(index, node, dialect)
         if isinstance(found, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 
 from optimizer.errors import MissingToolError, StageError
-from optimizer.graph.cost import OPERANDS, macs
-from optimizer.graph.index import GraphIndex, node_key
-from optimizer.graph.shapes import TensorType, infer
+from optimizer.graph.bodies import Types, infer_all
+from optimizer.graph.cost import OPERANDS, Site, Work, count
+from optimizer.graph.index import GraphIndex
 from optimizer.runtime.onnx import CRASHING_OPTIMIZERS
 
 _NAMES = {
@@ -42,22 +42,32 @@ _INTEGER_KERNELS = frozenset(
 )
 _ERRORS_ONLY = 3
 HIDDEN = "hidden in fused operators"
+UNKNOWN = "unknown"  # the share of what cannot be counted
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Precision and multiply-accumulates of every node that has any, by node name."""
+    """Precision and multiply-accumulates of every node that has any, by node name.
+
+    Of the nodes in `uncounted` the multiply-accumulates are a lower bound; `notes` say so, and what was assumed.
+    """
 
     precisions: Mapping[str, str]
     macs: Mapping[str, int]
+    uncounted: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of multiply-accumulates per precision; empty where nothing multiplies."""
+        """The share of multiply-accumulates per precision; empty where nothing multiplies.
+
+        UNKNOWN is the least share of what cannot be counted, so that the others are the most they can be.
+        """
         total = sum(self.macs.values())
         sums: dict[str, int] = {}
-        for name, count in self.macs.items():
-            sums[self.precisions[name]] = sums.get(self.precisions[name], 0) + count
+        for name, macs in self.macs.items():
+            kind = UNKNOWN if name in self.uncounted else self.precisions[name]
+            sums[kind] = sums.get(kind, 0) + macs
         return {name: sums[name] / total for name in sorted(sums)} if total else {}
 
 
@@ -72,28 +82,26 @@ def delivered_by_onnxruntime(model: Path, threads: int = 1) -> dict[str, float]:
 
 
 def delivered_by_cuda_provider(model: Path) -> dict[str, float]:
-    """Return the shares that onnxruntime's CUDA provider executes, by the types of the graph.
+    """Return the shares that onnxruntime's CUDA provider executes; see `cuda_receipt`."""
+    return cuda_receipt(model).shares
+
+
+def cuda_receipt(model: Path) -> Receipt:
+    """Return the precision of every node as onnxruntime's CUDA provider executes it, by the types of the graph.
 
     Of the integer operators it has QuantizeLinear, DequantizeLinear and MatMulInteger: an operator between Q/DQ
     computes in float there, and float16 stays float16. Not read back from the GPU.
     Source: docs/FAQ.md and docs/OperatorKernels.md of microsoft/onnxruntime.
     """
-    graph = onnx.load(model, load_external_data=False)
-    index = _typed_index(graph)
-    precisions = {node_key(n): _executed(index, n) for n in graph.graph.node if n.op_type in OPERANDS}
-    return Receipt(precisions, macs(graph)).shares
+    return _receipt(count(model), _executed)
 
 
 def graph_receipt(model: Path | onnx.ModelProto) -> Receipt:
     """Return the precision of every node as a strongly typed builder executes it.
 
     A node whose operands are both dequantized computes in their stored type; any other in the type of its activation.
-    Nodes inside If, Loop and Scan and recurrent layers are not counted.
-    Raises: StageError when a shape that the count needs is unknown.
     """
-    if isinstance(model, Path):
-        model = onnx.load(model, load_external_data=False)
-    return Receipt(precision_by_node(model), macs(model))
+    return _receipt(count(model), _requested)
 
 
 def onnxruntime_receipt(model: Path, threads: int = 1) -> Receipt:
@@ -107,27 +115,67 @@ def onnxruntime_receipt(model: Path, threads: int = 1) -> Receipt:
     original = onnx.load(model, load_external_data=False)
     with tempfile.TemporaryDirectory(prefix="receipt-") as folder:
         optimised = _optimise(model, Path(folder) / "optimised.onnx", threads)
-    before = infer(original)
-    expected = macs(original, before)
-    counted = _count(optimised, before, expected)
-    index = _typed_index(optimised, before)
-    precisions = {_name(n, expected): _executed(index, n) for n in optimised.graph.node if n.op_type in OPERANDS}
-    hidden = sum(expected.values()) - sum(counted.values())
+    before = infer_all(original)
+    expected = count(original, before)
+    wanted = expected.macs
+    precisions: dict[str, str] = {}
+    counted: dict[str, int] = {}
+    unplaced = "fp32"
+    # By name where onnxruntime kept it, else by the shapes of both graphs.
+    made = count(optimised, _both(before, infer_all(optimised)))
+    indices = _Indices(before)
+    for site in made.sites:
+        name = _name(site.key, wanted)
+        if name not in wanted and site.reason:
+            unplaced = UNKNOWN  # a fused operator of which neither the name nor the shapes tell what it does
+            continue
+        counted[name] = wanted.get(name, site.macs)
+        precisions[name] = _executed(indices.of(site), site.node)
+    gone = expected.uncounted - counted.keys()
+    counted |= {name: wanted[name] for name in gone}
+    precisions |= dict.fromkeys(gone, UNKNOWN)
+    hidden = sum(wanted.values()) - sum(counted.values())
     if hidden > 0:
-        counted[HIDDEN], precisions[HIDDEN] = hidden, "fp32"
-    return Receipt(precisions, counted)
+        counted[HIDDEN], precisions[HIDDEN] = hidden, unplaced
+    return Receipt(precisions, counted, expected.uncounted, expected.notes)
 
 
 def precision_by_node(model: onnx.ModelProto) -> dict[str, str]:
     """Return what a strongly typed builder computes in, for every node that multiplies and accumulates."""
-    index = _typed_index(model)
-    return {node_key(n): _requested(index, n) for n in model.graph.node if n.op_type in OPERANDS}
+    return dict(graph_receipt(model).precisions)
+
+
+def _receipt(work: Work, precision: Callable[[GraphIndex, onnx.NodeProto], str]) -> Receipt:
+    indices = _Indices()
+    precisions = {site.key: precision(indices.of(site), site.node) for site in work.sites}
+    return Receipt(precisions, work.macs, work.uncounted, work.notes)
+
+
+class _Indices:
+    """One index per graph that holds sites, with the types of its tensors.
+
+    `known` has the types of the graph that onnxruntime made another from: it gives a tensor another name where it
+    changes its type, and ONNX cannot infer behind its own operators.
+    """
+
+    def __init__(self, known: Types | None = None) -> None:
+        self._known = known or {}
+        self._made: dict[int, GraphIndex] = {}
+
+    def of(self, site: Site) -> GraphIndex:
+        """Return the index of the graph that the site stands in."""
+        if id(site.model) not in self._made:
+            index = GraphIndex(site.model)
+            types = {**site.types, **self._known}
+            index.types |= {name: t.elem_type for name, t in types.items() if t.elem_type and not index.types.get(name)}
+            self._made[id(site.model)] = index
+        return self._made[id(site.model)]
 
 
 def _requested(index: GraphIndex, node: onnx.NodeProto) -> str:
-    stored = [_stored_type(index, node.input[i]) for i in OPERANDS[node.op_type]]
-    if all(stored):
-        return _NAMES.get(stored[1], "unknown")
+    stored = [_stored_type(index, node.input[i]) for i in OPERANDS.get(node.op_type, ())]
+    if stored and all(stored):
+        return _NAMES.get(stored[1], UNKNOWN)
     return _executed(index, node)
 
 
@@ -144,40 +192,21 @@ def _stored_type(index: GraphIndex, name: str) -> int:
 def _executed(index: GraphIndex, node: onnx.NodeProto) -> str:
     if node.op_type in _INTEGER_KERNELS:
         return "int8"
-    return _NAMES.get(index.float_type(node.input[0]), "unknown")
+    return _NAMES.get(index.float_type(node.input[0]), UNKNOWN)
 
 
-def _typed_index(model: onnx.ModelProto, known: Mapping[str, TensorType] | None = None) -> GraphIndex:
-    """Index a graph with the types of its tensors; `known` has those of the graph that onnxruntime made it from.
-
-    onnxruntime gives a tensor another name where it changes its type, and ONNX cannot infer behind its own operators.
-    """
-    index = GraphIndex(model)
-    types = {**infer(model), **(known or {})}
-    index.types |= {name: t.elem_type for name, t in types.items() if t.elem_type and name not in index.types}
-    return index
-
-
-def _name(node: onnx.NodeProto, expected: Mapping[str, int]) -> str:
+def _name(key: str, expected: Mapping[str, int]) -> str:
     """Return the name before onnxruntime fused others into the node: 'fused NAME', 'NAME/SomeFusion//Another/'."""
-    name = origin = node_key(node)
+    origin = key
     while origin and origin not in expected:
         origin = origin.removeprefix("fused ") if origin.startswith("fused ") else origin.rpartition("/")[0]
-    return origin or name
+    return origin or key
 
 
-def _count(optimised: onnx.ModelProto, before: Mapping[str, TensorType], expected: Mapping[str, int]) -> dict[str, int]:
-    """Count the optimised graph's nodes: by name where onnxruntime kept it, else by the shapes of both graphs."""
-    after = infer(optimised)
+def _both(before: Types, after: Types) -> Types:
+    """Return the types of the optimised graph, and where they are not known those of the one it was made from."""
     known = {name: t for name, t in after.items() if t.shape is not None and None not in t.shape}
-    types = {**after, **before, **known}
-    counts: dict[str, int] = {}
-    for node in optimised.graph.node:
-        if node.op_type in OPERANDS:
-            alone = onnx.ModelProto(graph=onnx.GraphProto(node=[node]))
-            name = _name(node, expected)
-            counts[name] = expected[name] if name in expected else macs(alone, types)[node_key(node)]
-    return counts
+    return {**after, **before, **known}
 
 
 def _optimise(model: Path, target: Path, threads: int) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.errors import MeasurementError, OptimizerError, RecipeError
+from optimizer.errors import MeasurementError, MissingToolError, OptimizerError, RecipeError
 from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
 from optimizer.pipeline.execute import Executed, Workshop, execute
 from optimizer.pipeline.measure import Bench, measure
@@ -55,14 +55,25 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     splits = Splits(recipe)
     locked = read_lock(recipe) if options.locked else None
     planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
-    done = execute(planned, Workshop(recipe, store, splits, progress, run / "logs", options.device, locked))
+    shop = Workshop(recipe, store, splits, progress, run / "logs", options.device, planned.sources, locked)
+    check_baseline(planned.derivation.baseline.target, options.device)
+    done = execute(planned, shop)
     write_history(options.history, done.documents, planned.sources)
     subjects, failed = _subjects(planned, done, options.device)
     errors = distinct(failed.values())
     if errors and not any(s for s in subjects[1:]):
         raise together(errors)
     digest = planned.sources["evaluation"].artifact.digest
-    bench = Bench(recipe, store, splits, progress, digest, options.device, options.remeasure)
+    bench = Bench(
+        recipe,
+        store,
+        splits,
+        progress,
+        digest,
+        options.device,
+        options.remeasure,
+        lambda: shop.check_unchanged(["evaluation"]),
+    )
     measured = measure(subjects, bench)
     errors += distinct(measured.failures.values())
     artifacts = place_artifacts(subjects, run)
@@ -78,10 +89,18 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     )
     report = assemble(outcome)
     write_run(run, recipe, subjects, measured, planned.sources["evaluation"].document)
-    if not failed and not options.only and not options.locked:
-        write_lock(recipe, report)
     errors += unstable(report, recipe)
     return Built(report, run, tuple(errors))
+
+
+def check_baseline(runtime: str, device: str) -> None:
+    """Refuse a device on which the baseline cannot run: without it nothing can be compared.
+
+    Raises: MissingToolError.
+    """
+    missing = runner_of(runtime).missing(device)
+    if missing is not None:
+        raise MissingToolError(f"the baseline cannot run there: {missing}", where=f"{runtime} on {device}")
 
 
 def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject], dict[Candidate, OptimizerError]]:
@@ -160,7 +179,10 @@ def read_lock(recipe: Recipe) -> dict[str, str]:
 
 
 def write_lock(recipe: Recipe, report: Report) -> None:
-    """Write the keys of a build beside the recipe."""
+    """Write the keys of a whole build beside the recipe.
+
+    Raises: OSError where the folder cannot be written.
+    """
     keys = {stage.id: stage.key for stage in report.stages if stage.key}
     text = json.dumps({"recipe": recipe.name, "keys": keys}, indent=1, sort_keys=True)
     lock_file(recipe).write_text(text + "\n")

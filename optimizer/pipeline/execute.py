@@ -5,23 +5,22 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from optimizer.checkpoint import MODULE_FILE, read_description
-from optimizer.errors import OptimizerError, RecipeError, UsageError
+from optimizer.errors import OptimizerError, RecipeError, StageError, UsageError
+from optimizer.pipeline.feeds import check_feeds
 from optimizer.pipeline.plan import Plan, step_key
 from optimizer.progress import Progress
+from optimizer.recipe.sources import Source, read_sources
 from optimizer.results import StageReport
 from optimizer.stage import StageContext
 from optimizer.types import Artifact, StageRecord, TensorSpec
 
 if TYPE_CHECKING:
-    from optimizer.data.samples import Array, Samples
     from optimizer.data.splits import Splits
     from optimizer.recipe.model import Recipe
     from optimizer.recipe.steps import Step
@@ -48,7 +47,21 @@ class Workshop:
     progress: Progress
     logs: Path
     device: str
+    sources: Mapping[str, Source]
     locked: Mapping[str, str] | None = None  # the keys that every step must have
+
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        """Refuse what was made from a source that changed meanwhile: its key speaks of what was there before.
+
+        Raises: StageError naming the source.
+        """
+        wanted = [name for name in names if name in self.sources]
+        now = read_sources(self.recipe, self.store.index) if wanted else {}
+        for name in wanted:
+            if now[name].artifact.digest != self.sources[name].artifact.digest:
+                raise StageError(
+                    f"'{name}' changed while it was read", where=self.recipe.path.name, hint="Run the build again."
+                )
 
 
 def execute(plan: Plan, shop: Workshop) -> Executed:
@@ -74,7 +87,7 @@ def execute(plan: Plan, shop: Workshop) -> Executed:
 
 def _step(step: Step, shop: Workshop, done: Executed) -> None:
     started = time.perf_counter()
-    key, document = step_key(step, done.outputs, shop.device)
+    key, document = step_key(step, done.outputs, shop.device, shop.recipe)
     done.documents[step.id] = document
     if shop.locked is not None and shop.locked.get(step.id) != key:
         raise RecipeError(
@@ -131,6 +144,7 @@ def _write(
         inputs, outputs = read_interface(step.stage.produces, workdir)
         made = Artifact(step.stage.produces, workdir, "", inputs, outputs)
         notes += _check(step, sources, made, shop)
+    shop.check_unchanged(step.sources.values())
     if "data" in step.stage.consumes.values():
         notes += shop.splits.replaced
     seconds = time.perf_counter() - started
@@ -162,44 +176,12 @@ def _check(step: Step, sources: Mapping[str, Artifact], made: Artifact, shop: Wo
         return []
     from optimizer.verify import verify
 
+    feeds = check_feeds(shop.recipe, shop.splits.evaluation, made.inputs)
     child = step.stage.open_output(made)
     if isinstance(child, str):
         return [child if child.startswith("unverified") else f"unverified: {child}"]
-    feeds = {b: feed(shop.splits.evaluation, made.inputs, b) for b in check_batches(shop.recipe)}
     with child, step.stage.open_parent(sources) as parent:
         return verify(parent, child, feeds, step.stage.tolerance, what=f"stage '{step.id}'")
-
-
-def batch_axis(recipe: Recipe) -> int | str:
-    """The first axis of the first input: a name, or the size that the model fixes."""
-    shape = next(iter(recipe.inputs.values())).shape
-    return shape[0] if shape else 1
-
-
-def check_batches(recipe: Recipe) -> tuple[int, ...]:
-    """The smallest, usual, largest and one odd batch; without a profile 1, 2 and 3."""
-    axis = batch_axis(recipe)
-    if isinstance(axis, int):
-        return (axis,)
-    covered = recipe.profile.get(axis)
-    if covered is None:
-        return (1, 2, 3)
-    odd = next((n for n in (3, 5, 7, 9) if covered.min <= n <= covered.max), covered.min)
-    return tuple(sorted({covered.min, covered.opt, covered.max, odd}))
-
-
-def feed(samples: Samples, inputs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
-    """Stack `batch` real samples of the first one's shape, from the start again where there are too few."""
-    first = samples[0]
-    alike = [first]
-    for i in range(1, len(samples)):
-        if len(alike) == batch:
-            break
-        sample = samples[i]
-        if all(sample.inputs[n].shape == a.shape for n, a in first.inputs.items()):
-            alike.append(sample)
-    picked = [alike[i % len(alike)] for i in range(batch)]
-    return {spec.name: np.stack([s.inputs[spec.name] for s in picked]) for spec in inputs}
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from optimizer.digest import sha256_json
 from optimizer.environment import device_fingerprint, installed, machine_fingerprint
 from optimizer.errors import MeasurementError, OptimizerError, StageError
 from optimizer.metrics import metric_named
-from optimizer.pipeline.execute import feed
+from optimizer.pipeline.feeds import feed
 from optimizer.types import MAIN_FILE, StageRecord
 
 if TYPE_CHECKING:
@@ -32,7 +33,18 @@ OUTCOMES = "outcomes.npz"  # per metric, the outcome of every evaluation sample
 GOLDEN = "golden.npz"  # real inputs and this candidate's outputs
 LATENCY = "latency.npz"  # per candidate and batch, every sample in milliseconds
 GOLDEN_SAMPLES = 8
-_MEASURES_WITH = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "Pillow")
+_MEASURES_WITH = (
+    "optimizer",
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt_rtx",
+    "Pillow",
+)
 _VERSION = 1
 
 
@@ -57,6 +69,7 @@ class Bench:
     evaluation_digest: str
     device: str
     remeasure: bool
+    check_unchanged: Callable[[], None] = lambda: None  # raises when the evaluation data changed meanwhile
 
 
 def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
@@ -83,6 +96,7 @@ def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
 def _conditions(bench: Bench) -> dict[str, Any]:
     return {
         "version": _VERSION,
+        "python": platform.python_version(),
         "evaluation": bench.evaluation_digest,
         "packages": installed(_MEASURES_WITH),
         "machine": machine_fingerprint(),
@@ -130,6 +144,7 @@ def _accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> 
     _check_labels(subjects, bench)
     started = time.perf_counter()
     found, sentences = _evaluate(base, missing, bench, measured)
+    bench.check_unchanged()
     seconds = time.perf_counter() - started
     for subject in missing:
         if subject.name not in found:

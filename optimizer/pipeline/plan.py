@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.digest import sha256_json
 from optimizer.environment import device_fingerprint, versions
 from optimizer.errors import MissingToolError, UsageError
+from optimizer.pipeline.feeds import check_batches
 from optimizer.recipe.sources import Source, read_sources
 from optimizer.recipe.steps import Derivation, Step, derive
 from optimizer.types import Artifact
@@ -69,7 +71,7 @@ def plan(
         if waiting:
             planned.append(PlannedStep(step, None, None, False, f"after {', '.join(waiting)}"))
             continue
-        key, document = step_key(step, outputs, device)
+        key, document = step_key(step, outputs, device, recipe)
         entry = store.find(key)
         if entry is not None:
             outputs[step.id] = entry.artifact(step.stage.produces)
@@ -96,12 +98,13 @@ def _check_tools(derivation: Derivation) -> None:
         )
 
 
-def step_key(step: Step, outputs: Mapping[str, Artifact], device: str) -> tuple[str, dict[str, Any]]:
+def step_key(step: Step, outputs: Mapping[str, Artifact], device: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
     """Return the key of a step whose sources exist, and the document behind it."""
     digests = {role: outputs[name].digest for role, name in step.sources.items()}
     tools = versions(step.stage.tools)
     bound = _bound(device) if step.stage.device_bound else None
-    return step.stage.key(digests, tools, bound), step.stage.key_document(digests, tools, bound)
+    document = step.stage.key_document(digests, tools, bound, check_batches(recipe))
+    return sha256_json(document), document
 
 
 def _bound(device: str) -> str | None:
@@ -155,9 +158,9 @@ def explain(
             old = sources_before.get(role if role in sources else _name_of(digest, sources))
             detail = _differences("", old or {}, source.document) if source else []
             reasons.append(f"{role} changed" + (f" ({'; '.join(detail[:3])})" if detail else ""))
-    for field in ("version", "device", "key_schema"):
-        if before[field] != now[field]:
-            reasons.append(f"{field} {before[field]} -> {now[field]}")
+    for field in ("version", "optimizer", "device", "checks", "key_schema"):
+        if before.get(field) != now[field]:
+            reasons.append(f"{field} {before.get(field)} -> {now[field]}")
     return "; ".join(reasons) or "its stored output was removed or damaged"
 
 
@@ -171,15 +174,25 @@ def _differences(prefix: str, before: Any, now: Any) -> list[str]:
         found: list[str] = []
         for name in sorted({*before, *now}):
             path = f"{prefix}.{name}" if prefix else str(name)
-            if name not in now:
-                found.append(f"{path.removeprefix('files.')} removed")
-            elif name not in before:
-                found.append(f"{path.removeprefix('files.')} added")
+            if name not in now or name not in before:
+                found.append(f"{_file(path)} {'added' if name in now else 'removed'}")
             else:
                 found += _differences(path, before[name], now[name])
         return found
     if before == now:
         return []
-    if prefix.startswith("files.") or prefix == "without":
-        return [f"{prefix.removeprefix('files.').replace('without', 'evaluation data')} changed"]
+    if prefix == "without":
+        return ["evaluation data changed"]
+    if prefix.startswith(_DIGESTS):
+        return [f"{_file(prefix)} changed"]
     return [f"{prefix} {json.dumps(before)} -> {json.dumps(now)}"]
+
+
+# Parts of a source's document that map names to digests: a person wants the name.
+_DIGESTS = ("files.", "modules.")
+
+
+def _file(path: str) -> str:
+    for part in _DIGESTS:
+        path = path.removeprefix(part)
+    return path

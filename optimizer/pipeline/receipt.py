@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optimizer.pipeline.subject import Subject
 
+Shares = dict[str, float]
 
-def delivered(subject: Subject, threads: int) -> tuple[dict[str, float], str]:
-    """Return the share of multiply-accumulates by precision, and what it was read from."""
+_SHOWN = 3  # notes told in one sentence
+_TORCH_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+_TORCH_NAMES |= dict.fromkeys(("int8", "uint8", "qint8", "quint8"), "int8")
+
+
+def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
+    """Return the share of multiply-accumulates by precision, and what it was read from.
+
+    Of a torch module, whose operators are not known, the share of its weights.
+    """
     if subject.artifact.format == "checkpoint":
-        return {"fp32": 1.0}, "the module's parameters"
+        shares = weight_shares(subject.artifact.path)
+        source = "the dtypes of the module's weights, by element" if shares else "the module has no weights"
+        return shares, source + _tf32(shares, subject.device, "float32 convolutions")
     if subject.artifact.format == "engine":
-        about = json.loads((subject.artifact.path / "engine.json").read_text())
-        return dict(about["precision"]), "the strongly typed network that the engine was built from"
-    from optimizer.graph.receipt import delivered_by_cuda_provider, delivered_by_onnxruntime
+        about = json.loads((subject.artifact.path / "engine.json").read_text(encoding="utf-8"))
+        source = "the strongly typed network that the engine was built from"
+        source += _tf32(about["precision"], "cuda:0", "float32") + _told(about.get("precision_notes", ()))
+        return dict(about["precision"]), source
+    from optimizer.graph.receipt import cuda_receipt, onnxruntime_receipt
 
     if subject.device != "cpu":
+        receipt = cuda_receipt(subject.artifact.file)
         source = "the graph's types: onnxruntime's CUDA provider computes in float between Q/DQ (not read back)"
-        return delivered_by_cuda_provider(subject.artifact.file), source
-    shares = delivered_by_onnxruntime(subject.artifact.file, threads)
+        return receipt.shares, source + _tf32(receipt.shares, subject.device, "float32") + _told(receipt.notes)
+    receipt = onnxruntime_receipt(subject.artifact.file, threads)
     source = "onnxruntime's optimised graph"
-    if subject.precision == "fp16" and not shares.get("fp16"):
+    if subject.precision == "fp16" and not receipt.shares.get("fp16"):
         source += ": its CPU kernels compute float16 graphs in float32"
-    return shares, source
+    return receipt.shares, source + _told(receipt.notes)
+
+
+def weight_shares(folder: Path) -> Shares:
+    """Return the share of each dtype among the elements of a module's parameters; empty where it has none."""
+    from optimizer.checkpoint import load_module
+
+    sums: dict[str, int] = {}
+    for parameter in load_module(folder).module.parameters():
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        name = _TORCH_NAMES.get(dtype, dtype)
+        sums[name] = sums.get(name, 0) + parameter.numel()
+    total = sum(sums.values())
+    return {name: sums[name] / total for name in sorted(sums)} if total else {}
+
+
+def _tf32(shares: Shares, device: str, what: str) -> str:
+    """On Ampere and later float32 is the type, not what the tensor cores compute in."""
+    return f"; {what} in TF32 where the library's defaults allow it" if device != "cpu" and "fp32" in shares else ""
+
+
+def _told(notes: Sequence[str]) -> str:
+    more = f"; and {len(notes) - _SHOWN} more" if len(notes) > _SHOWN else ""
+    return "".join(f"; {note}" for note in notes[:_SHOWN]) + more

@@ -14,7 +14,7 @@ from optimizer.data.splits import Splits, about_replaced
 from optimizer.digest import sha256_file, sha256_json
 from optimizer.errors import OptimizerError, StageError, UsageError
 from optimizer.pipeline.assemble import Outcome, assemble
-from optimizer.pipeline.build import Built, Options, distinct, unstable
+from optimizer.pipeline.build import Built, Options, check_baseline, distinct, unstable
 from optimizer.pipeline.execute import read_interface
 from optimizer.pipeline.measure import Bench, measure
 from optimizer.pipeline.run import RUN_FILE, place_artifacts, write_run
@@ -65,13 +65,14 @@ def remeasure(run: Carried, store: Store, new: Path, options: Options, progress:
     Raises: OptimizerError when its data is not here, or the baseline cannot be measured.
     """
     recipe, about, before = run.recipe, run.about, run.report
-    document = data_document(recipe.data, recipe.data.evaluation, recipe.folder, store.index)
+    document = data_document(recipe.data, recipe.data.evaluation, recipe.folder, store.index, recipe.settings)
     if {k: v for k, v in document.items() if k != "packages"} != about["evaluation"]:
         raise StageError(
             "is not the data that this run was judged on",
             where="data.evaluation",
             hint="Give the same data, by --set NAME=DIR where the recipe has ${NAME}.",
         )
+    check_baseline(about["candidates"][before.baseline]["runtime"], options.device)
     bench = Bench(
         recipe,
         store,

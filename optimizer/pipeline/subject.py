@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from optimizer.runner import Runner
 from optimizer.runners import RUNNERS
 from optimizer.types import Artifact
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,3 @@ def runner_of(runtime: str) -> type[Runner]:
 def device_of(runtime: str, device: str) -> str:
     """Return where a runtime executes: engines need a GPU whatever was asked for, so without one they stay `built`."""
     return device if device != "cpu" or "tensorrt" not in runtime else "cuda:0"
-
-
-def by_name(subjects: Iterable[Subject]) -> dict[str, Subject]:
-    """Index subjects by candidate name."""
-    return {s.name: s for s in subjects}

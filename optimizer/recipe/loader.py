@@ -10,7 +10,7 @@ from typing import Any
 from optimizer.errors import RecipeError
 from optimizer.recipe import checks, files, sections
 from optimizer.recipe.document import Document, parse
-from optimizer.recipe.model import Gate, Recipe
+from optimizer.recipe.model import Data, Gate, Recipe
 from optimizer.recipe.validate import mapping
 from optimizer.recipe.vocabulary import Vocabulary
 from optimizer.recipe.wording import Problems, nearest
@@ -26,8 +26,8 @@ def load_recipe(
 ) -> Recipe:
     """Read and check a recipe. `settings` fill `${NAME}`, before the environment's `OPTIMIZE_NAME` does.
 
-    The copy of a recipe inside a run has its model among the run's artifacts (`model_files=False`), and a folder of
-    pictures that did not travel with it is looked for where the recipe came from (`origin`).
+    The copy of a recipe inside a run has its model among the run's artifacts (`model_files=False`), and data
+    that did not travel with it is looked for where the recipe came from (`origin`).
     Raises: RecipeError with every problem, root cause first, each with line and column.
     """
     words = vocabulary or Vocabulary.of_this_package()
@@ -38,8 +38,7 @@ def load_recipe(
     if document is not None and isinstance(document.data, dict):
         draft = sections.read(document.data, folder, words, problems)
         checks.check(draft, words, problems)
-        pictures = draft.data.folder if draft.data is not None else None
-        if origin is not None and pictures is not None and not (folder / pictures).exists():
+        if origin is not None and draft.data is not None and not _travelled(draft.data, folder):
             folder = origin
         files.check(draft, folder, words, problems, model_files=model_files)
         found = draft.found()
@@ -48,6 +47,11 @@ def load_recipe(
     _raise(problems)
     facts: dict[str, Any] = {"path": path.absolute(), "folder": folder, "text": text}
     return Recipe(**found, **facts, settings=document.settings if document else {})
+
+
+def _travelled(data: Data, folder: Path) -> bool:
+    """Tell whether what the recipe names as data lies beside this copy of it."""
+    return (folder / (data.folder or str(data.source).partition(":")[0])).exists()
 
 
 def load_gate(path: Path) -> Gate:

@@ -36,11 +36,11 @@ def read_sources(recipe: Recipe, index: ContentIndex, *, recompute: bool = False
     model = recipe.model
     if model.factory is not None:
         file = recipe.folder / model.factory.partition(":")[0]
-        sources["code"] = _source("code", file, code_document(file, model.files, recipe.folder, index))
-    evaluation = data_document(recipe.data, recipe.data.evaluation, recipe.folder, index)
+        sources["code"] = _source("code", file, code_document(file, model.files, recipe.folder, index, recipe.settings))
+    evaluation = data_document(recipe.data, recipe.data.evaluation, recipe.folder, index, recipe.settings)
     sources["evaluation"] = _source("data", recipe.folder, evaluation)
     if recipe.data.calibration is not None:
-        calibration = data_document(recipe.data, recipe.data.calibration, recipe.folder, index)
+        calibration = data_document(recipe.data, recipe.data.calibration, recipe.folder, index, recipe.settings)
         # Samples that stand in the evaluation set leave the calibration set, so both decide what calibrates.
         document = calibration | {"without": sources["evaluation"].artifact.digest}
         sources["calibration"] = _source("data", recipe.folder, document)
@@ -49,7 +49,8 @@ def read_sources(recipe: Recipe, index: ContentIndex, *, recompute: bool = False
 
 def _checkpoint(recipe: Recipe, index: ContentIndex) -> Source:
     path = recipe.folder / recipe.model.checkpoint
-    digest = index.digests([path])[path]
+    # A digest that the recipe demands is taken from the file itself, not from what its size and time suggest.
+    digest = (index.fresh() if recipe.model.sha256 else index).digests([path])[path]
     if recipe.model.sha256 not in (None, digest):
         raise RecipeError(
             f"the checkpoint has the sha256 {digest}; the recipe expects {recipe.model.sha256}",
@@ -70,7 +71,7 @@ def _external_files(path: Path, index: ContentIndex) -> dict[str, str]:
     missing = [f for f in found if not f.is_file()]
     if missing:
         raise RecipeError(f"keeps weights in {missing[0].name}, which is not there", where=str(path))
-    return {p.name: digest for p, digest in index.digests(found).items()}
+    return {p.relative_to(path.parent).as_posix(): digest for p, digest in index.digests(found).items()}
 
 
 def _source(kind: Format, path: Path, document: dict[str, Any]) -> Source:

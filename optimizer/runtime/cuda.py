@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import Any
 
 from optimizer.errors import MissingToolError, StageError
@@ -12,7 +12,6 @@ from optimizer.runtime.session import Array
 LIBRARY = "libcuda.so.1"
 
 # Argument types of each function; all return a CUresult. The suffix _v2 names the ABI behind the macros of cuda.h.
-# cuEventElapsedTime has none: drivers before CUDA 12.8 know no other, and later ones keep it.
 # Source: cuda.h of CUDA 13.0.
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
@@ -34,11 +33,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamDestroy_v2": (c_void_p,),
-    "cuEventCreate": (POINTER(c_void_p), c_uint),
-    "cuEventRecord": (c_void_p, c_void_p),
-    "cuEventSynchronize": (c_void_p,),
-    "cuEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
-    "cuEventDestroy_v2": (c_void_p,),
 }
 _OUT_OF_MEMORY = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
@@ -145,25 +139,6 @@ class Cuda:
     def destroy_stream(self, stream: int) -> None:
         """Free a stream."""
         self._tolerate("cuStreamDestroy_v2", stream)
-
-    def create_event(self) -> int:
-        """Return a new event's handle."""
-        return self._handle("cuEventCreate", 0)
-
-    def record(self, event: int, stream: int) -> None:
-        """Queue the event: it takes its time when the stream gets there."""
-        self._call("cuEventRecord", event, stream)
-
-    def elapsed_ms(self, start: int, end: int) -> float:
-        """Wait for `end`; return the GPU's time between two recorded events. Units: milliseconds, 0.5 us fine."""
-        self._call("cuEventSynchronize", end)
-        elapsed = c_float()
-        self._call("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
-        return elapsed.value
-
-    def destroy_event(self, event: int) -> None:
-        """Free an event."""
-        self._tolerate("cuEventDestroy_v2", event)
 
     def close(self) -> None:
         """Free all memory still allocated and release the context. Safe to call twice."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from optimizer.checkpoint import MODULE_FILE
+from optimizer.data.identity import package_versions
 from optimizer.errors import StageError
 from optimizer.imports import closure
 from optimizer.stage import Stage, StageContext
@@ -43,10 +44,12 @@ class Collect(Stage):
         name = checkpoint.name  # as its owner calls it: errors name it
         shutil.copyfile(checkpoint, workdir / name)
         factory = None
+        packages: dict[str, str] = {}
         if "code" in sources:
             code = sources["code"].path
             factory = f"{code.name}:{self.function}"
             wanted = closure(code)
+            packages = package_versions(wanted.packages)
             for file in (*wanted.files, *(code.parent / f for f in self.files)):
                 _copy(file, wanted.root, workdir)
         document = {
@@ -57,6 +60,7 @@ class Collect(Stage):
             "key": self.state_key,
             "strip_prefix": self.strip_prefix,
             "trust": self.trust,
+            "packages": packages,  # another version of what the code imports is another model
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
         }

@@ -74,8 +74,9 @@ class Engine(Stage, ABC):
         self._write_receipt(built.value, graph, workdir)
 
     def _write_receipt(self, built: Mapping[str, Any], graph: Artifact, workdir: Path) -> None:
-        from optimizer.graph.receipt import delivered_by_graph
+        from optimizer.graph.receipt import graph_receipt
 
+        receipt = graph_receipt(graph.file)
         document = {
             "schema_version": 1,
             "package": built["package"],
@@ -86,7 +87,8 @@ class Engine(Stage, ABC):
             "profile": {axis: dict(zip(("min", "opt", "max"), s, strict=True)) for axis, s in self.profile.items()},
             "onnx_sha256": graph.digest,
             # The network is strongly typed: what the graph says is what the engine computes.
-            "precision": delivered_by_graph(graph.file),
+            "precision": receipt.shares,
+            "precision_notes": list(receipt.notes),
             "layers": built["layers"],
         }
         (workdir / RECEIPT).write_text(json.dumps(document, indent=1), encoding="utf-8")

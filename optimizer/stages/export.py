@@ -33,7 +33,7 @@ class Export(Stage):
     name: ClassVar[str] = "export"
     consumes: ClassVar[Mapping[str, Format]] = {"module": "checkpoint"}
     produces: ClassVar[Format] = "onnx"
-    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript")
+    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
     tolerance: ClassVar[Tolerance | None] = Tolerance(
         "float32 against float32; other kernels sum in another order", atol=1e-4, rtol=1e-3
     )

@@ -52,13 +52,16 @@ class Quantize(Stage):
         path = workdir / self.main_file
         save_model(quantized.model, path)
         onnx.checker.check_model(str(path))
-        share = self._check_delivered(path, quantized)
+        share, assumed = self._check_delivered(path, quantized)
         context.note(f"{share:.1%} of the multiply-accumulates are int8 ({self.dialect} dialect)")
-        for sentence in (*quantized.notes, *(f"in float32: {s}" for s in summarize(quantized.left))):
+        for sentence in (*assumed, *quantized.notes, *(f"in float32: {s}" for s in summarize(quantized.left))):
             context.note(sentence)
 
-    def _check_delivered(self, path: Path, quantized: Quantized) -> float:
-        """Return the int8 share as the target executes it, not as the graph was meant."""
+    def _check_delivered(self, path: Path, quantized: Quantized) -> tuple[float, tuple[str, ...]]:
+        """Return the int8 share as the target executes it, not as the graph was meant, and what it assumes.
+
+        What cannot be counted is not int8.
+        """
         from optimizer.graph.quantize import summarize
         from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 
@@ -72,8 +75,9 @@ class Quantize(Stage):
             )
         share = receipt.shares.get("int8", 0.0)
         if share > 0.0 and share >= self.at_least:
-            return share
-        reasons = summarize(quantized.left) or ["onnxruntime has no integer kernel for the layers as they stand"]
+            return share, receipt.notes
+        reasons = [*summarize(quantized.left), *receipt.notes]
+        reasons = reasons or ["onnxruntime has no integer kernel for the layers as they stand"]
         raise StageError(
             f"int8 reaches {share:.1%} of the multiply-accumulates, at_least asks for {self.at_least:.1%}; "
             f"in float stay {'; '.join(reasons[:6])}",

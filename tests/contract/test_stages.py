@@ -45,7 +45,7 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     EngineRtx: ({}, {"profile": {"batch": (1, 2, 3)}, "compute_capabilities": ("8.6",)}),
     EngineTensorRT: ({}, {"profile": {"batch": (1, 2, 3)}}),
 }
-PINNED = {"package"}  # one value each: the class decides
+f5d7990b93bc27d11ac08e59c245b9d47f70a3d37dea8cca58f420cdcdd86b44NED = {"package"}  # one value each: the class decides
 
 
 def make(kind: type[Stage], /, **changes: Any) -> Stage:
@@ -63,7 +63,9 @@ def tools(kind: type[Stage], version: str = "1.0") -> dict[str, str]:
 def test_every_stage_has_an_example_and_every_parameter_another_value() -> None:
     assert set(EXAMPLES) == set(STAGES)
     for kind, (_, others) in EXAMPLES.items():
-        assert set(kind.model_fields) - PINNED == set(others), kind.__name__
+        assert set(kind.model_fields) - f5d7990b93bc27d11ac08e59c245b9d47f70a3d37dea8cca58f420cdcdd86b44NED == set(
+            others
+        ), kind.__name__
 
 
 @pytest.mark.parametrize("kind", STAGES)
@@ -111,15 +113,25 @@ def test_variants_and_targets_name_listed_stages() -> None:
         assert {kind for stages in table.values() for kind in stages} <= set(STAGES)
 
 
+def test_the_check_is_part_of_the_key_where_there_is_one() -> None:
+    for kind in STAGES:
+        stage = make(kind)
+        keys = {stage.key(sources(kind), tools(kind), None, checks) for checks in ((1, 2), (1, 2, 64))}
+        assert len(keys) == (1 if kind.tolerance is None else 2), kind.__name__
+
+
 def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
-    document = Export().key_document({"module": "a" * 64}, {"torch": "1", "onnx": "2", "onnxscript": "3"}, None)
+    tools = {"torch": "1", "onnx": "2", "onnxscript": "3", "onnx-ir": "4"}
+    document = Export().key_document({"module": "a" * 64}, tools, None, (1, 2, 3))
     assert document == {
         "key_schema": 1,
         "stage": "export",
         "version": 1,
+        "optimizer": "0.1.0",
         "parameters": {"opset": 20},
         "sources": {"module": "a" * 64},
-        "tools": {"torch": "1", "onnx": "2", "onnxscript": "3"},
+        "tools": tools,
         "device": None,
+        "checks": [1, 2, 3],
     }
-    assert sha256_json(document) == "c6650a87af4415971820f54ad05ec1f1c8fc1a565b495baa59a168ddce8fc966"
+    assert sha256_json(document) == "f5d7990b93bc27d11ac08e59c245b9d47f70a3d37dea8cca58f420cdcdd86b44"

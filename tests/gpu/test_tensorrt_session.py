@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,15 +77,11 @@ def test_bytes_survive_the_way_to_the_gpu_and_back(gpu: Cuda) -> None:
     stream = gpu.create_stream()
     array = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
     pointer = gpu.allocate(array.nbytes)
-    start, end = gpu.create_event(), gpu.create_event()
-    gpu.record(start, stream)
     gpu.to_device(pointer, array, stream)
     back = np.zeros_like(array)
     gpu.to_host(back, pointer, stream)
-    gpu.record(end, stream)
     gpu.synchronize(stream)
     np.testing.assert_array_equal(back, array)
-    assert 0 < gpu.elapsed_ms(start, end) < 10_000
     assert gpu.name
     major, minor = gpu.compute_capability.split(".")
     assert int(major) >= 5
@@ -116,29 +111,6 @@ def test_bound_calls_interleave(engine: tuple[str, Path]) -> None:
             for call in calls:
                 call()
         np.testing.assert_allclose(session.infer({"x": batch(2)})["y"], reference(batch(2)), atol=0.05)
-
-
-def test_host_time_covers_the_time_on_the_gpu(engine: tuple[str, Path]) -> None:
-    """What is timed is enqueue and wait: never less than the GPU worked, or the wait is none."""
-    package, plan = engine
-    with TensorRTSession(plan, package=package) as session:  # type: ignore[arg-type]
-        call = session.bind({"x": batch(32)})
-        gpu, stream = session._cuda, call.__self__._stream  # type: ignore[attr-defined]
-        for _ in range(20):
-            call()
-        with gpu.current:
-            start, end = gpu.create_event(), gpu.create_event()
-            for _ in range(20):
-                begun = time.perf_counter()
-                gpu.record(start, stream)
-                call()
-                gpu.record(end, stream)
-                gpu.synchronize(stream)
-                host_ms = 1000 * (time.perf_counter() - begun)
-                # cuEventElapsedTime is fine to 0.5 us.
-                assert 0 < gpu.elapsed_ms(start, end) <= host_ms + 0.002
-            gpu.destroy_event(start)
-            gpu.destroy_event(end)
 
 
 def test_bound_call_runs_in_another_thread(engine: tuple[str, Path]) -> None:

@@ -20,7 +20,7 @@ from optimizer.runtime.cuda import SIGNATURES
 NO_DEVICE, OUT_OF_MEMORY, INVALID, INVALID_CONTEXT, ILLEGAL_ADDRESS = 100, 2, 1, 201, 700
 CONTEXT, TORCHS_CONTEXT = 0xC0, 0xD0
 # cuda.h: these work on the calling thread's current context.
-NEED_CONTEXT = ("cuMem", "cuStream", "cuEvent")
+NEED_CONTEXT = ("cuMem", "cuStream")
 NAMES = {NO_DEVICE: b"CUDA_ERROR_NO_DEVICE", OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", INVALID: b"CUDA_ERROR_INVALID"}
 NAMES[ILLEGAL_ADDRESS] = b"CUDA_ERROR_ILLEGAL_ADDRESS"
 TEXTS = {NO_DEVICE: b"no CUDA-capable device is detected", OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid value"}
@@ -141,13 +141,9 @@ class Driver:
     def _known(self, *handles: int) -> int:
         return 0 if set(handles) <= self.handles else INVALID
 
-    def _cuEventElapsedTime(self, out: Any, start: int, end: int) -> int:  # noqa: N802
-        out[0] = 1.5
-        return self._known(start, end)
-
-    _cuStreamCreate = _cuEventCreate = _create  # noqa: N815
-    _cuStreamDestroy_v2 = _cuEventDestroy_v2 = _drop  # noqa: N815
-    _cuStreamSynchronize = _cuEventSynchronize = _cuEventRecord = _known  # noqa: N815
+    _cuStreamCreate = _create  # noqa: N815
+    _cuStreamDestroy_v2 = _drop  # noqa: N815
+    _cuStreamSynchronize = _known  # noqa: N815
 
 
 class Mode(Enum):

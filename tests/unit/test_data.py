@@ -159,7 +159,7 @@ def test_a_changed_picture_changes_the_identity_and_its_place_does_not(folder: P
 
     def document(place: Path) -> dict[str, object]:
         data = Data(folder=str(place), layout="<split>/<class>", evaluation=EvaluationData(split="test"))
-        return data_document(data, part, tmp_path, index)
+        return data_document(data, part, tmp_path, index, {})
 
     before = document(folder)
     moved = folder.rename(tmp_path / "elsewhere")
@@ -175,12 +175,13 @@ def test_code_is_identified_by_files_declared_files_and_packages(tmp_path: Path)
     (tmp_path / "data.py").write_text("import numpy, inner")
     (tmp_path / "inner.py").write_text("x = 1")
     (tmp_path / "values.npz").write_bytes(b"1")
-    before = code_document(tmp_path / "data.py", ["values.npz"], tmp_path, index)
-    assert set(before["files"]) == {"data.py", "inner.py", "values.npz"}
+    before = code_document(tmp_path / "data.py", ["values.npz"], tmp_path, index, {})
+    assert set(before["modules"]) == {"data.py", "inner.py"}
+    assert set(before["files"]) == {"values.npz"}
     assert before["packages"] == {"numpy": np.__version__}
     for name, text in (("inner.py", "x = 2"), ("values.npz", "2")):
         (tmp_path / name).write_text(text)
-        after = code_document(tmp_path / "data.py", ["values.npz"], tmp_path, index)
+        after = code_document(tmp_path / "data.py", ["values.npz"], tmp_path, index, {})
         assert after != before
         before = after
 
@@ -194,7 +195,7 @@ def test_import_names_become_distributions() -> None:
 def test_a_split_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
     data = Data(folder=str(folder), layout="<split>/<class>", evaluation=EvaluationData(split="validation"))
     with pytest.raises(UsageError, match="there is no folder validation"):
-        data_document(data, data.evaluation, tmp_path, ContentIndex(tmp_path / "store"))
+        data_document(data, data.evaluation, tmp_path, ContentIndex(tmp_path / "store"), {})
 
 
 def test_a_size_outside_the_profile_is_refused_with_its_sample() -> None:
@@ -211,3 +212,50 @@ def test_a_source_that_forgot_the_targets_is_told_what_to_return(tmp_path: Path,
     (tmp_path / "data.py").write_text(f"import numpy as np\ndef f(split): return {body}\n")
     with pytest.raises(StageError, match=r"Return \(inputs, targets\)"):
         call_source(tmp_path / "data.py", "f", "test", {})
+
+
+def test_declared_files_of_one_name_are_both_part_of_the_identity(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text("def f(split): ...")
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "x.npz").write_bytes(b"one")
+    files, index = ["train/x.npz", "test/x.npz"], ContentIndex(tmp_path / "store")
+    before = code_document(tmp_path / "data.py", files, tmp_path, index, {})
+    for part in ("train", "test"):
+        (tmp_path / part / "x.npz").write_bytes(b"two")
+        after = code_document(tmp_path / "data.py", files, tmp_path, index, {})
+        assert after != before
+        before = after
+
+
+def test_a_place_that_a_setting_names_is_no_part_of_the_identity(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text("def f(split, root): ...")
+    documents = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "x.npz").write_bytes(b"one")
+        root = str(tmp_path / place)
+        data = Data(
+            source="data.py:f",
+            arguments={"root": root, "count": "3"},
+            files=(f"{root}/x.npz",),
+            evaluation=EvaluationData(split="test"),
+        )
+        settings = {"data": root, "n": "3"}
+        index = ContentIndex(tmp_path / "store")
+        documents.append(data_document(data, data.evaluation, tmp_path, index, settings))
+    assert documents[0] == documents[1]
+    assert documents[0]["arguments"] == {"root": "${data}", "count": "3"}  # a number is not a place
+
+
+def test_code_outside_the_installed_packages_is_identified_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loose_package").mkdir()
+    module = tmp_path / "loose_package" / "__init__.py"
+    module.write_text("GAIN = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = package_versions(["loose_package", "numpy"])
+    assert set(before) == {"loose_package (source)", "numpy"}
+    module.write_text("GAIN = -1")
+    assert package_versions(["loose_package", "numpy"]) != before

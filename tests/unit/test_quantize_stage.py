@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 from pydantic import ValidationError
 from quantization_graphs import Arrays, build, infer, pictures, residual, small_cnn, sqnr_db
@@ -187,3 +188,53 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     quantized = onnx.load(made.quantize(made.calibrate()).file)
     feed = {"image": np.stack(pictures(8))}
     assert sqnr_db(infer(small_cnn(), feed, tmp_path)[0], infer(quantized, feed, tmp_path)[0]) > 25.0
+
+
+def recurrent() -> onnx.ModelProto:
+    text = """g (float[batch, 3, 8] image) => (float[batch, 3, 5] y) {
+      s, last, cell = LSTM <hidden_size = 4> (image, w0, w1)
+      q = Squeeze (s, one)
+      y = MatMul (q, w2)
+    }"""
+    model = build(text, {"w0": (1, 16, 8), "w1": (1, 16, 4), "w2": (4, 5), "one": (1,)})
+    model.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(np.array([1], np.int64), "one"))
+    return model
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+def test_a_recurrent_layer_counts_against_the_share(tmp_path: Path, dialect: str) -> None:
+    """Of 212 multiply-accumulates per step the layer behind the LSTM has 20."""
+    sequences = [np.random.default_rng(i).normal(size=(3, 8)).astype(np.float32) for i in range(8)]
+    made = Build(tmp_path, recurrent(), sequences)
+    table = made.calibrate()
+    with pytest.raises(StageError) as caught:
+        made.quantize(table, dialect=dialect)
+    assert "int8 reaches 9.4% of the multiply-accumulates" in caught.value.what
+    assert "node_s: recurrent layers are not quantized" in caught.value.what
+    made.quantize(table, dialect=dialect, at_least=0.09)
+    assert f"9.4% of the multiply-accumulates are int8 ({dialect} dialect)" in made.notes
+    assert "in float32: node_s: recurrent layers are not quantized" in made.notes
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+def test_what_cannot_be_counted_is_not_int8(tmp_path: Path, dialect: str) -> None:
+    """Both layers are int8 in the graph; of the second nobody can say how many rows it gets."""
+    text = """g (float[batch, 8] image) => (float[k, 8] y) {
+      h = MatMul (image, w0)
+      m = ReduceMax <keepdims = 0> (h, axes)
+      c = Greater (m, low)
+      s = Compress <axis = 0> (h, c)
+      y = MatMul (s, w1)
+    }"""
+    model = build(text, {"w0": (8, 8), "w1": (8, 8), "axes": (1,), "low": ()})
+    for tensor, value in zip(list(model.graph.initializer)[2:], (np.array([1], np.int64), np.float32(-9)), strict=True):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(value), tensor.name))
+    rows = [np.random.default_rng(i).normal(size=8).astype(np.float32) for i in range(8)]
+    made = Build(tmp_path, model, rows)
+    table = made.calibrate()
+    made.quantize(table, dialect=dialect, at_least=0.5)
+    assert f"50.0% of the multiply-accumulates are int8 ({dialect} dialect)" in made.notes
+    told = "the multiply-accumulates of node_y cannot be counted: the shape of '"
+    assert any(note.startswith(told) for note in made.notes)
+    with pytest.raises(StageError, match="int8 reaches 50.0%.*node_y cannot be counted"):
+        made.quantize(table, dialect=dialect, at_least=0.6)

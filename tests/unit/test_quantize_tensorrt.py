@@ -218,7 +218,7 @@ def test_a_recurrent_layer_stays_in_float_and_is_told(tmp_path: Path) -> None:
     model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.array([1], np.int64), "one"))
     feed = {"image": np.random.default_rng(0).normal(size=(6, 3, 8)).astype(np.float32)}
     made = quantized(model, feed, tmp_path)
-    assert made.notes == ("recurrent layer node_s stays in float32, and is not counted in the shares",)
+    assert made.left == {"node_s": "recurrent layers are not quantized"}
     assert operators(made.model)["QuantizeLinear"] == 1
 
 
