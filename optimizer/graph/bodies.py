@@ -123,7 +123,9 @@ def _enter(
         made.output.append(_value(value.name, TensorType(value.type.tensor_type.elem_type, None)))
     model = onnx.ModelProto(ir_version=outer.ir_version, graph=made, functions=outer.functions)
     model.opset_import.extend(outer.opset_import)
-    return model, _infer(model, concrete=False)
+    found = _infer(model, concrete=False)
+    # No name is used twice in nested graphs: what `types` has of the body's own is known from elsewhere.
+    return model, found | {n: kind for n, kind in types.items() if _complete(kind) and not _complete(found.get(n))}
 
 
 def _executions(node: onnx.NodeProto, model: onnx.ModelProto, types: Types) -> int | None:

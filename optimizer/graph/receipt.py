@@ -115,13 +115,15 @@ def onnxruntime_receipt(model: Path, threads: int = 1) -> Receipt:
     original = onnx.load(model, load_external_data=False)
     with tempfile.TemporaryDirectory(prefix="receipt-") as folder:
         optimised = _optimise(model, Path(folder) / "optimised.onnx", threads)
-    before = infer_all(original)
+    before: Types = infer_all(original)
     expected = count(original, before)
     wanted = expected.macs
     precisions: dict[str, str] = {}
     counted: dict[str, int] = {}
     unplaced = "fp32"
     # By name where onnxruntime kept it, else by the shapes of both graphs.
+    for site in expected.sites:
+        before = {**site.types, **before}
     made = count(optimised, _both(before, infer_all(optimised)))
     indices = _Indices(before)
     for site in made.sites:

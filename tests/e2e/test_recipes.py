@@ -16,6 +16,19 @@ def test_the_demo_recipe_fits_in_25_lines() -> None:
     assert len([line for line in lines if line.strip() and not line.lstrip().startswith("#")]) <= 25
 
 
+def test_the_demo_meets_its_gate(tmp_path: Path) -> None:
+    recipe = RECIPES / "digits-cnn" / "recipe.yaml"
+    if not (recipe.parent / "checkpoint.safetensors").is_file():
+        pytest.skip("the demo is not trained: python recipes/digits-cnn/train.py")
+    done = run_optimize("build", recipe, "--out", tmp_path / "run", home=tmp_path / "home")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["verdict"]["status"] == "pass"
+    assert set(report["recommended"]) == {"cpu"}
+    assert sum(c["status"] == "built" for c in report["candidates"]) in (0, 3)  # engines, where there is no GPU
+    assert (tmp_path / "run" / "report.html").stat().st_size < 1_000_000
+
+
 @pytest.mark.timeout(400)
 def test_resnet20_reproduces_its_accuracy_on_cifar10(data: Path, tmp_path: Path) -> None:
     """81.03 % top-1 in FP32 on the 10,000 JPEG copies, in torch and in onnxruntime."""

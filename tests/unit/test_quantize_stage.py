@@ -236,5 +236,5 @@ def test_what_cannot_be_counted_is_not_int8(tmp_path: Path, dialect: str) -> Non
     assert f"50.0% of the multiply-accumulates are int8 ({dialect} dialect)" in made.notes
     told = "the multiply-accumulates of node_y cannot be counted: the shape of '"
     assert any(note.startswith(told) for note in made.notes)
-    with pytest.raises(StageError, match="int8 reaches 50.0%.*node_y cannot be counted"):
+    with pytest.raises(StageError, match=r"int8 reaches 50\.0%.*node_y cannot be counted"):
         made.quantize(table, dialect=dialect, at_least=0.6)
