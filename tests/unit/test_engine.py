@@ -110,6 +110,7 @@ def test_fp32_engine_for_two_capabilities_with_its_receipt(bench):
         "profile": {"batch": {"min": 1, "opt": 4, "max": 16}},
         "onnx_sha256": bench.artifact.digest,
         "precision": {"fp32": 1.0},
+        "precision_notes": [],
     }
     named = {name for row in layer_rows for name in row["onnx_nodes"]}
     assert {"c1_conv", "c2_conv", "fc1", "fc2"} <= named
