@@ -55,6 +55,11 @@ class Samples(ABC, Sequence[Sample]):
     @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...  # type: ignore[override]
 
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every sample. Sequence's own loop would take an IndexError of the source for the end of the data."""
+        for index in range(len(self)):
+            yield self[index]
+
 
 def batches(samples: Samples, size: int) -> Iterator[Batch]:
     """Yield batches of at most `size` in order; samples of unlike shapes never share one, and none is dropped."""

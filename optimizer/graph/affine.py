@@ -76,7 +76,10 @@ def weight_scales(weight: Float32, axis: int, bias: Float32 | None = None, input
         magnitudes = np.broadcast_to(np.abs(bias.astype(np.float64)).reshape(-1), scales.shape)
         # 2**24 steps keep every bit of a float32 bias.
         scales[empty] = np.where(magnitudes[empty] > 0, magnitudes[empty] / (input_scale * 2**24), 1.0)
-        scales = np.maximum(scales, magnitudes / (input_scale * (_INT32_MAX - 256)))
+        # The accumulator starts from the bias and adds one product of uint8 and int8 a weight: together they must fit,
+        # or it wraps and the channel changes its sign.
+        room = max(2**24, _INT32_MAX - 255 * 127 * (weight.size // len(scales)))
+        scales = np.maximum(scales, magnitudes / (input_scale * room))
     return np.asarray(np.maximum(scales, _TINY), dtype=np.float32)
 
 

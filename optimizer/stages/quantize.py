@@ -14,6 +14,7 @@ from optimizer.types import Artifact, Format
 
 if TYPE_CHECKING:
     from optimizer.graph.quantize import Quantized
+    from optimizer.runtime.session import Session
 
 
 class Quantize(Stage):
@@ -27,6 +28,7 @@ class Quantize(Stage):
         "int8 with scales per channel leaves 24 to 40 dB on convolutional networks and 14 dB on a transformer with "
         "outliers; below 10 dB a scale, an axis or a zero point is wrong",
         min_sqnr_db=10.0,
+        exact_integers=False,
     )
 
     keep: tuple[str, ...] = Field((), description="operator types or node names that stay in float32")
@@ -56,6 +58,15 @@ class Quantize(Stage):
         context.note(f"{share:.1%} of the multiply-accumulates are int8 ({self.dialect} dialect)")
         for sentence in (*assumed, *quantized.notes, *(f"in float32: {s}" for s in summarize(quantized.left))):
             context.note(sentence)
+
+    def open_output(self, output: Artifact) -> Session | str:
+        """Open the graph as its target executes it: the CPU dialect with onnxruntime's integer kernels.
+
+        TensorRT's dialect is run as written, because what onnxruntime would fuse there is not what TensorRT does.
+        """
+        from optimizer.runtime.onnx import OnnxSession
+
+        return OnnxSession(output.file, optimize=self.dialect == "cpu")
 
     def _check_delivered(self, path: Path, quantized: Quantized) -> tuple[float, tuple[str, ...]]:
         """Return the int8 share as the target executes it, not as the graph was meant, and what it assumes.
