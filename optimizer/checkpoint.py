@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import StageError
-from optimizer.imports import importable, load_function
+from optimizer.imports import importable, load_function, user_code
 from optimizer.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def load_module(folder: Path, device: str = "cpu") -> LoadedModule:
     inputs = tuple(TensorSpec.from_json(i) for i in about["inputs"])
     keywords = frozenset(i["name"] for i in about["inputs"] if i["keyword"])
     if about["kind"] == "exported_program":
-        module = _load_exported(checkpoint, inputs)
+        module = _load_exported(checkpoint, inputs, about["trust"])
     else:
         module = _call_factory(folder, about["factory"], about["arguments"])
         state = read_state_dict(checkpoint, key=about["key"], strip_prefix=about["strip_prefix"], trust=about["trust"])
@@ -101,23 +104,27 @@ def _call_factory(folder: Path, factory: str, arguments: Mapping[str, Any]) -> t
 
     file, _, name = factory.partition(":")
     function = load_function(folder / file, name)
-    with importable(folder):
-        try:
-            module = function(**arguments)
-        except TypeError as error:
-            raise StageError(f"cannot be called: {error}", where=f"factory {factory}") from error
+    with importable(folder), user_code(f"factory {factory}", folder):
+        module = function(**arguments)
     if not isinstance(module, torch.nn.Module):
         raise StageError(f"returned a {type(module).__name__}, not an nn.Module", where=f"factory {factory}")
     return module
 
 
-def _load_exported(path: Path, inputs: tuple[TensorSpec, ...]) -> torch.nn.Module:
-    """Open a `.pt2`; a program that was exported with fixed shapes cannot serve named axes, whatever it is told."""
+def _load_exported(path: Path, inputs: tuple[TensorSpec, ...], trust: bool) -> torch.nn.Module:
+    """Open a `.pt2`; a program that was exported with fixed shapes cannot serve named axes, whatever it is told.
+
+    torch.export.load falls back to full unpickling where plain weights do not suffice; without trust it may not.
+    """
     import torch
 
     try:
-        program = torch.export.load(path)
-    except (RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
+        with contextlib.nullcontext() if trust else _plain_weights_only():
+            program = torch.export.load(path)
+        module = program.module()
+    except pickle.UnpicklingError as error:
+        raise _refusal(error, f"checkpoint {path.name}", "Export the program without custom objects.") from error
+    except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile, AssertionError) as error:
         raise StageError(
             f"cannot be read as an exported program: {first_line(error)}",
             where=str(path.name),
@@ -133,7 +140,20 @@ def _load_exported(path: Path, inputs: tuple[TensorSpec, ...]) -> torch.nn.Modul
         )
     for spec, node in zip(inputs, placeholders, strict=True):
         _check_exported_axes(path, spec, tuple(node.meta["val"].shape))
-    return program.module()
+    return module
+
+
+@contextlib.contextmanager
+def _plain_weights_only() -> Iterator[None]:
+    """Make every torch.load refuse what is more than weights, whatever its caller asks for."""
+    force, forbid = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
+    os.environ[force] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _check_exported_axes(path: Path, spec: TensorSpec, shape: tuple[Any, ...]) -> None:
@@ -191,20 +211,23 @@ def _read_torch(path: Path, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
-            r"(?:import|Unsupported class) ([\w.]+)", str(error)
-        )
-        if found is None:
-            raise StageError(f"cannot be read: {first_line(error)}", where=where) from error
-        raise StageError(
-            f"wants to run '{found[1]}' while it loads, which plain weights never need; refused",
-            where=where,
-            hint="Save model.state_dict() instead. If you trust the file's author completely: model: {trust: true}.",
-        ) from error
+        raise _refusal(error, where, "Save model.state_dict() instead.") from error
     except (RuntimeError, EOFError, ValueError, AttributeError, ImportError) as error:
         raise StageError(
             f"cannot be read: {first_line(error)}", where=where, hint="Is it complete? Save or copy it again."
         ) from error
+
+
+def _refusal(error: pickle.UnpicklingError, where: str, instead: str) -> StageError:
+    """Name what a pickle wanted to run."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:import|Unsupported class) ([\w.]+)", str(error))
+    if found is None:
+        return StageError(f"cannot be read: {first_line(error)}", where=where)
+    return StageError(
+        f"wants to run '{found[1]}' while it loads, which plain weights never need; refused",
+        where=where,
+        hint=f"{instead} If you trust the file's author completely: model: {{trust: true}}.",
+    )
 
 
 def _find_state(document: Any, key: str | None, path: Path) -> dict[str, torch.Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.errors import StageError, UsageError
+from optimizer.errors import OptimizerError, StageError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,25 @@ def _forget(name: str, folder: Path) -> None:
         del sys.modules[key]
 
 
+@contextmanager
+def user_code(where: str, folder: Path) -> Iterator[None]:
+    """Call code of the recipe's author from `folder`: whatever it raises is told as its error, not as ours.
+
+    Raises: StageError with the error, and the line of the author's file that raised it.
+    """
+    try:
+        yield
+    except OptimizerError:
+        raise
+    except Exception as error:  # the author's code may raise anything at all
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).is_relative_to(folder)]
+        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+        text = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {text[0] if text else 'no message'}{place}"
+        raise StageError(said, where=where, hint="The error is in the recipe's own code.") from error
+
+
 def load_function(file: Path, name: str) -> Callable[..., Any]:
     """Run `file` as a module and return its function `name`.
 
@@ -118,12 +138,11 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise StageError("cannot be imported as a Python module", where=str(file))
     module = importlib.util.module_from_spec(spec)
-    with importable(file.parent):
+    if file.stem in sys.stdlib_module_names:
+        raise StageError("has the name of a module of Python's own", where=str(file), hint="Rename it.")
+    with importable(file.parent), user_code(f"importing {file.name}", file.parent):
         sys.modules[file.stem] = module
-        try:
-            spec.loader.exec_module(module)
-        except ImportError as error:
-            raise StageError(f"cannot be imported: {error}", where=str(file), hint="Install what it needs.") from error
+        spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise StageError(f"has no function '{name}'", where=str(file))

@@ -10,7 +10,7 @@ import numpy as np
 
 from optimizer.data.samples import Array, Sample, Samples
 from optimizer.errors import StageError
-from optimizer.imports import load_function
+from optimizer.imports import importable, load_function, user_code
 
 
 class FromArrays(Samples):
@@ -34,9 +34,10 @@ class FromArrays(Samples):
 class FromSequence(Samples):
     """A sequence of pairs (inputs, target), read on access."""
 
-    def __init__(self, pairs: Sequence[tuple[Any, Any]], split: str) -> None:
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], split: str, folder: Path) -> None:
         self._pairs = pairs
         self._split = split
+        self._folder = folder  # of the author's code, to name the line that failed
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -44,8 +45,10 @@ class FromSequence(Samples):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        inputs, target = self._pairs[index]
-        return Sample(_named(inputs), target, f"{self._split}[{index}]")
+        identity = f"{self._split}[{index}]"
+        with user_code(f"data, sample {identity}", self._folder):
+            inputs, target = self._pairs[index]
+        return Sample(_named(inputs), target, identity)
 
 
 def call_source(file: Path, function: str, split: str, arguments: Mapping[str, Any]) -> Samples:
@@ -56,11 +59,9 @@ def call_source(file: Path, function: str, split: str, arguments: Mapping[str, A
     Raises: StageError when it fails or returns something else.
     """
     where = f"data source {file.name}:{function}('{split}')"
-    try:
-        result = load_function(file, function)(split, **arguments)
-    except (TypeError, ValueError, KeyError, OSError, LookupError) as error:
-        hint = f"The function itself raised this. Does it know the split '{split}', which data names?"
-        raise StageError(f"{type(error).__name__}: {error}", where=where, hint=hint) from error
+    call = load_function(file, function)
+    with importable(file.parent), user_code(where, file.parent):
+        result = call(split, **arguments)
     if isinstance(result, tuple) and len(result) == 2 and not _is_pair_of_samples(result):
         arrays = _named(result[0])
         targets = result[1] if result[1] is not None else [None] * len(next(iter(arrays.values())))
@@ -69,7 +70,7 @@ def call_source(file: Path, function: str, split: str, arguments: Mapping[str, A
             raise StageError(f"returned {len(targets)} targets and inputs of {unlike} samples", where=where)
         return FromArrays(arrays, targets, split)
     if not isinstance(result, Mapping | np.ndarray) and hasattr(result, "__len__") and hasattr(result, "__getitem__"):
-        return FromSequence(result, split)
+        return FromSequence(result, split, file.parent)
     raise StageError(
         f"returned a {type(result).__name__}",
         where=where,

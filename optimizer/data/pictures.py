@@ -22,7 +22,10 @@ class Pictures(Samples):
     """
 
     def __init__(self, folder: Path, layout: str, split: str) -> None:
-        self._archive = zipfile.ZipFile(folder) if folder.is_file() else None
+        try:
+            self._archive = zipfile.ZipFile(folder) if folder.is_file() else None
+        except zipfile.BadZipFile as error:
+            raise StageError(f"is neither a folder nor a .zip: {error}", where=str(folder)) from error
         self._folder = folder
         pattern = re.escape(layout).replace("<split>", re.escape(split)).replace("<class>", "(?P<label>[^/]+)")
         matcher = re.compile(rf"{pattern}/[^/]+")
@@ -53,10 +56,10 @@ class Pictures(Samples):
         from PIL import Image, UnidentifiedImageError
 
         name = self._found[index]
-        data = self._archive.read(name) if self._archive else (self._folder / name).read_bytes()
         try:
+            data = self._archive.read(name) if self._archive else (self._folder / name).read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
             raise StageError(f"cannot be decoded as a picture: {error}", where=name) from error
         return Sample({"": pixels}, self._targets[index], name)

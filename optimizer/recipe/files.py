@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from optimizer.recipe.model import Data, ModelSource
@@ -13,6 +13,10 @@ from optimizer.recipe.wording import KeyPath, Problems, listed, nearest, shown, 
 
 _ONLY_STATE_DICT = ("factory", "arguments", "files", "key", "strip_prefix", "trust")
 _ONLY_TORCH = ("key", "trust")
+_WITHOUT_EFFECT: Mapping[str, Sequence[str]] = {
+    "onnx": _ONLY_STATE_DICT,
+    "exported_program": tuple(key for key in _ONLY_STATE_DICT if key != "trust"),
+}
 
 
 def check(draft: Draft, folder: Path, words: Vocabulary, problems: Problems, *, model_files: bool = True) -> None:
@@ -37,7 +41,7 @@ def _model(model: ModelSource, folder: Path, words: Vocabulary, problems: Proble
     if kind == "state_dict" and model.factory is None:
         text = f"missing: {path.suffix} holds weights only; say FILE.py:FUNCTION, a callable that returns the nn.Module"
         problems.cross(("model", "factory"), text, here, at_key=True)
-    without_effect: Sequence[str] = () if kind in ("state_dict", None) else _ONLY_STATE_DICT
+    without_effect = _WITHOUT_EFFECT.get(kind or "", ())
     if path.suffix == ".safetensors":
         without_effect = _ONLY_TORCH
     for key in without_effect:

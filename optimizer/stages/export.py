@@ -14,7 +14,7 @@ import numpy as np
 
 from optimizer.checkpoint import LoadedModule, first_line, load_module
 from optimizer.data.samples import Array, Samples
-from optimizer.errors import StageError
+from optimizer.errors import OptimizerError, StageError
 from optimizer.stage import Stage, StageContext, Tolerance
 from optimizer.types import Artifact, Format, TensorSpec
 
@@ -85,7 +85,9 @@ def _try_forward(loaded: LoadedModule, example: Mapping[str, Array]) -> None:
     try:
         with torch.inference_mode():
             loaded(feed)
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+    except OptimizerError:
+        raise
+    except Exception as error:  # forward() is the author's code and may raise anything at all
         given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in example.items())
         raise StageError(
             f"forward() refused real samples ({given}): {first_line(error)}",

@@ -201,7 +201,7 @@ def test_a_split_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> 
 def test_a_size_outside_the_profile_is_refused_with_its_sample() -> None:
     spec = (TensorSpec("tokens", "float32", ("batch", "length")),)
     pairs = [(np.zeros(n, np.float32), 0) for n in (4, 8, 9)]
-    samples = Transformed(FromSequence(pairs, "test"), [], spec, {"length": (4, 8), "batch": (1, 1)})
+    samples = Transformed(FromSequence(pairs, "test", Path("/nowhere")), [], spec, {"length": (4, 8), "batch": (1, 1)})
     assert samples[0].inputs["tokens"].shape == (4,)
     with pytest.raises(StageError, match=r"sample test\[2\].*size 9 on axis 'length'; the profile covers 4 to 8"):
         samples[2]
@@ -259,3 +259,32 @@ def test_code_outside_the_installed_packages_is_identified_by_its_content(
     assert set(before) == {"loose_package (source)", "numpy"}
     module.write_text("GAIN = -1")
     assert package_versions(["loose_package", "numpy"]) != before
+
+
+def test_an_error_of_the_dataset_is_told_and_never_ends_the_data_early(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "class Set:\n"
+        "    def __len__(self): return 10\n"
+        "    def __getitem__(self, i):\n"
+        "        if i == 4: return [][i]\n"
+        "        return np.zeros(2), 0\n"
+        "def f(split): return Set()\n"
+        "def lazy(split):\n"
+        "    from helper import scale\n"
+        "    return np.full((3, 2), scale), [0, 0, 0]\n"
+        "def fails(split): return 1 / 0\n"
+    )
+    (tmp_path / "helper.py").write_text("scale = 2.0")
+    samples = call_source(tmp_path / "data.py", "f", "test", {})
+    with pytest.raises(StageError, match=r"sample test\[4\]: IndexError.*data\.py, line 5"):
+        list(samples)
+    assert call_source(tmp_path / "data.py", "lazy", "test", {})[0].inputs[""].tolist() == [2, 2]
+    with pytest.raises(StageError, match=r"ZeroDivisionError.*data\.py, line 11"):
+        call_source(tmp_path / "data.py", "fails", "test", {})
+
+
+def test_a_zip_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pictures.zip").write_bytes(b"no zip")
+    with pytest.raises(StageError, match=r"pictures\.zip: is neither a folder nor a \.zip"):
+        Pictures(tmp_path / "pictures.zip", "<split>/<class>", "test")
