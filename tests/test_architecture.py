@@ -29,7 +29,7 @@ ROOMS = (
     ("metrics",),
     ("runners",),
     ("stage", "runner", "progress"),
-    ("store", "paths"),
+    ("store", "index", "filelock", "disk", "paths"),
     ("checkpoint",),
     ("imports",),
     ("runtime",),

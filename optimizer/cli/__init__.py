@@ -29,18 +29,18 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo("interrupted; what was finished is stored, and the same command goes on from there", err=True)
         return INTERRUPTED
     except OSError as error:
-        return _full_disk(error)
+        return _place_error(error)
     except ModuleNotFoundError as error:
         return _bare_package(error)
     return code if isinstance(code, int) else 0
 
 
-def _full_disk(error: OSError) -> int:
-    """Say that the disk is full, wherever that was noticed; any other OSError is our bug."""
+def _place_error(error: OSError) -> int:
+    """Say that the disk is full or OPTIMIZE_HOME cannot be written, wherever that was noticed; the rest is our bug."""
     import click
 
+    from optimizer.disk import disk_error
     from optimizer.paths import home
-    from optimizer.store import disk_error
 
     known = disk_error(error, home())
     if not isinstance(known, OptimizerError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING
 
@@ -29,16 +28,25 @@ def command() -> None:
 @command.command("ls")
 def ls() -> None:
     """List what is stored: key, stage, size, last use."""
-    from optimizer.store import RECORD
+    from optimizer.disk import folder_size
+    from optimizer.store import RECORD, read_record
 
-    total = count = 0
-    for folder in _store().entries():
-        stage = json.loads((folder / RECORD).read_text())["record"]["stage"]
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / RECORD).stat().st_mtime))
-        click.echo(f"{folder.name[:8]}  {stage:<10} {size / 1e6:10.2f} MB  used {used}")
+    store = _store()
+    total = count = damaged = 0
+    for folder in store.entries():
+        try:
+            stage, used = read_record(folder)[0].stage, (folder / RECORD).stat().st_mtime
+        except (FileNotFoundError, ValueError):
+            if not folder.is_dir():  # another process removed it just now
+                continue
+            stage, used, damaged = "(damaged)", folder.stat().st_mtime, damaged + 1
+        size = folder_size(folder)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        click.echo(f"{folder.name[:8]}  {stage:<10} {size / 1e6:10.2f} MB  used {when}")
         total, count = total + size, count + 1
-    click.echo(f"{count} entries, {total / 1e6:.2f} MB in {_store().root}")
+    click.echo(f"{count} entries, {total / 1e6:.2f} MB in {store.root}")
+    if damaged:
+        click.echo(f"{damaged} damaged: optimize cache verify drops them", err=True)
 
 
 @command.command("prune")

@@ -171,10 +171,14 @@ def read_lock(recipe: Recipe) -> dict[str, str]:
     Raises: RecipeError when there is none, or it cannot be read.
     """
     path = lock_file(recipe)
+    hint = "Build once without --locked."
     try:
-        keys: dict[str, str] = json.loads(path.read_text())["keys"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"cannot be read: {error}", where=str(path), hint="Build once without --locked.") from error
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(path), hint=hint) from error
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+        raise RecipeError("holds no keys of stages", where=str(path), hint=hint)
     return keys
 
 

@@ -132,11 +132,10 @@ def _accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> 
     keys = {name: sha256_json(document) for name, document in documents.items()}
     missing: list[Subject] = []
     for subject in subjects:
-        entry = None if bench.remeasure else bench.store.find(keys[subject.name])
+        entry = None if bench.remeasure else bench.store.use(keys[subject.name])
         if entry is None:
             missing.append(subject)
         else:
-            bench.store.touch(entry)
             measured.accuracy[subject.name] = entry
     if not missing:
         return
@@ -256,9 +255,8 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
         **_conditions(bench),
     }
     key = sha256_json(document)
-    entry = None if bench.remeasure else bench.store.find(key)
+    entry = None if bench.remeasure else bench.store.use(key)
     if entry is not None:
-        bench.store.touch(entry)
         measured.latency = entry
         return
     measured.reused = False
@@ -312,9 +310,7 @@ def _store(bench: Bench, key: str, document: dict[str, Any], write: Callable[[Pa
         write(folder)
         return StageRecord(str(document["measurement"]), key, document, "", seconds, 0)
 
-    if bench.remeasure:
-        bench.store.drop(key)
-    entry, _ = bench.store.build(key, fill)
+    entry, _ = bench.store.build(key, fill, replace=bench.remeasure)
     return entry
 
 

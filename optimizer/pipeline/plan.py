@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from optimizer.recipe.model import Recipe
     from optimizer.store import Store
 
-HISTORY = "history.json"  # the key documents of a recipe's last build, beside its runs
+HISTORY = "history.json"  # the key documents of a recipe's steps when they were last built, beside its runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def plan(
             outputs[step.id] = entry.artifact(step.stage.produces)
             planned.append(PlannedStep(step, key, document, True, ""))
         else:
-            why = explain(history.get("steps", {}).get(step.id), document, sources, history.get("sources", {}))
+            why = explain(history.steps.get(step.id), document, sources, history.documents)
             planned.append(PlannedStep(step, key, document, False, why))
     return Plan(derivation, sources, tuple(planned))
 
@@ -119,31 +120,61 @@ def _bound(device: str) -> str | None:
     return device_fingerprint("cuda:0")
 
 
-def read_history(folder: Path) -> dict[str, Any]:
-    """Return the documents of a recipe's last build, or nothing."""
+@dataclass(frozen=True, slots=True)
+class History:
+    """Key documents of steps by id, and the documents of the sources that they name, by digest."""
+
+    steps: Mapping[str, Mapping[str, Any]]
+    documents: Mapping[str, Any]
+
+
+def read_history(folder: Path) -> History:
+    """Return what is remembered of a recipe's builds; what has another shape is ignored."""
     try:
-        document: dict[str, Any] = json.loads((folder / HISTORY).read_text())
+        document = json.loads((folder / HISTORY).read_text())
     except (OSError, ValueError):
-        return {}
-    return document
+        return History({}, {})
+    steps, documents = _objects(document, "steps"), _objects(document, "documents")
+    whole = {
+        name: step
+        for name, step in steps.items()
+        if all(isinstance(step.get(part), dict) for part in ("tools", "parameters", "sources"))
+        and all(isinstance(digest, str) for digest in step["sources"].values())
+    }
+    return History(whole, documents)
+
+
+def _objects(document: object, name: str) -> dict[str, dict[str, Any]]:
+    found = document.get(name) if isinstance(document, dict) else None
+    return {key: value for key, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
 
 
 def write_history(folder: Path, steps: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
-    """Remember the documents of a build, so that the next plan can say what changed."""
-    document = {"steps": dict(steps), "sources": {name: dict(s.document) for name, s in sources.items()}}
+    """Remember the documents of a build, so that the next plan can say what changed.
+
+    Steps that this build left out (`--only`) keep what an earlier one wrote.
+    """
+    earlier = read_history(folder)
+    kept = {**earlier.steps, **steps}
+    known = {**earlier.documents, **{s.artifact.digest: dict(s.document) for s in sources.values()}}
+    named = {digest for step in kept.values() for digest in step["sources"].values()}
+    document = {"steps": kept, "documents": {digest: known[digest] for digest in sorted(named & known.keys())}}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{HISTORY}"
-    temporary.write_text(json.dumps(document, sort_keys=True))
-    temporary.replace(folder / HISTORY)
+    temporary = folder / f".{HISTORY}-{uuid.uuid4().hex}"  # of its own: two builds may end at once
+    try:
+        temporary.write_text(json.dumps(document, sort_keys=True))
+        temporary.replace(folder / HISTORY)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def explain(
     before: Mapping[str, Any] | None,
     now: Mapping[str, Any],
     sources: Mapping[str, Source],
-    sources_before: Mapping[str, Any],
+    documents: Mapping[str, Any],
 ) -> str:
-    """Say in words why a key is not the one of the last build."""
+    """Say in words why a key is not the one of the last build; `documents` are those of its sources, by digest."""
     if before is None:
         return "not built before"
     reasons: list[str] = []
@@ -154,18 +185,14 @@ def explain(
     reasons += _differences("", before["parameters"], now["parameters"])
     for role, digest in now["sources"].items():
         if before["sources"].get(role) != digest:
-            source = sources.get(role) or next((s for s in sources.values() if s.artifact.digest == digest), None)
-            old = sources_before.get(role if role in sources else _name_of(digest, sources))
+            source = next((s for s in sources.values() if s.artifact.digest == digest), None)
+            old = documents.get(str(before["sources"].get(role)))
             detail = _differences("", old or {}, source.document) if source else []
             reasons.append(f"{role} changed" + (f" ({'; '.join(detail[:3])})" if detail else ""))
     for field in ("version", "optimizer", "device", "checks", "key_schema"):
         if before.get(field) != now[field]:
             reasons.append(f"{field} {before.get(field)} -> {now[field]}")
     return "; ".join(reasons) or "its stored output was removed or damaged"
-
-
-def _name_of(digest: str, sources: Mapping[str, Source]) -> str:
-    return next((name for name, s in sources.items() if s.artifact.digest == digest), "")
 
 
 def _differences(prefix: str, before: Any, now: Any) -> list[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from optimizer.data.identity import data_document
 from optimizer.data.splits import Splits, about_replaced
@@ -17,9 +17,10 @@ from optimizer.pipeline.assemble import Outcome, assemble
 from optimizer.pipeline.build import Built, Options, check_baseline, distinct, unstable
 from optimizer.pipeline.execute import read_interface
 from optimizer.pipeline.measure import Bench, measure
-from optimizer.pipeline.run import RUN_FILE, place_artifacts, write_run
+from optimizer.pipeline.run import RUN_FILE, SCHEMA, place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, runner_of
-from optimizer.types import Artifact
+from optimizer.runners import RUNNERS
+from optimizer.types import Artifact, Format
 
 if TYPE_CHECKING:
     from optimizer.progress import Progress
@@ -45,10 +46,7 @@ def open_run(run: Path, report: Report, settings: Mapping[str, str]) -> Carried:
     """
     from optimizer.recipe.loader import load_recipe
 
-    try:
-        about: dict[str, Any] = json.loads((run / RUN_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot be read: {error}", where=str(run / RUN_FILE)) from error
+    about = _read_about(run / RUN_FILE, report.baseline)
     for name, digest in about["files"].items():
         if not (run / name).is_file():
             raise StageError("is missing", where=str(run / name), hint="Copy the run's folder again, whole.")
@@ -57,6 +55,38 @@ def open_run(run: Path, report: Report, settings: Mapping[str, str]) -> Carried:
     filled = {n: v for n, v in about["settings"].items() if f"OPTIMIZE_{n.upper()}" not in os.environ} | dict(settings)
     recipe = load_recipe(run / "recipe" / "recipe.yaml", filled, model_files=False, origin=Path(about["origin"]))
     return Carried(run, recipe, about, report)
+
+
+# What open_run and remeasure read of run.json, and of each of its candidates.
+_ABOUT = {"files": dict, "settings": dict, "origin": str, "evaluation": dict, "candidates": dict}
+_CANDIDATE = ("artifact", "format", "digest", "variant", "precision", "runtime")
+
+
+def _read_about(file: Path, baseline: str) -> dict[str, Any]:
+    hint = "Build it again, or give a run that this version built."
+    try:
+        about = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(file)) from error
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        given = about.get("schema", "none") if isinstance(about, dict) else "none"
+        raise UsageError(f"its schema is {given}, this version reads {SCHEMA}", where=str(file), hint=hint)
+    wrong = [name for name, kind in _ABOUT.items() if not isinstance(about.get(name), kind)]
+    if not wrong:
+        wrong = [f"candidates.{name}" for name, part in about["candidates"].items() if not _is_candidate(part)]
+    if not wrong and baseline not in about["candidates"]:
+        wrong.append(f"candidates.{baseline}")
+    if wrong:
+        raise UsageError(f"lacks or misstates {', '.join(wrong)}", where=str(file), hint=hint)
+    return about
+
+
+def _is_candidate(part: object) -> bool:
+    if not isinstance(part, dict) or not all(isinstance(part.get(field), str) for field in _CANDIDATE):
+        return False
+    known = part["format"] in get_args(Format) and any(kind.runtime == part["runtime"] for kind in RUNNERS)
+    graph = [part.get("graph"), part.get("graph_digest")]
+    return known and (graph[0] is None or all(isinstance(text, str) for text in graph))
 
 
 def remeasure(run: Carried, store: Store, new: Path, options: Options, progress: Progress) -> Built:
@@ -99,7 +129,7 @@ def _subject(run: Path, name: str, about: Mapping[str, Any], device: str) -> Sub
     folder = run / about["artifact"]
     artifact = Artifact(about["format"], folder, about["digest"], *read_interface(about["format"], folder))
     graph = None
-    if about["graph"] is not None:
+    if about.get("graph") is not None:
         place = run / about["graph"]
         graph = Artifact("onnx", place, about["graph_digest"], *read_interface("onnx", place))
     elif about["format"] == "onnx":

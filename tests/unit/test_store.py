@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import StageError
-from optimizer.store import RECORD, ContentIndex, Store
+from optimizer.index import ContentIndex
+from optimizer.store import RECORD, Store
 from optimizer.types import StageRecord, TensorSpec
 
 KEY = "ab" * 32
