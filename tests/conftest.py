@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,11 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("OPTIMIZE_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> Iterator[None]:
+    """Take SIGINT as in a terminal: what a shell starts in the background ignores it, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was finished is stored, and the same command goes on from there", err=True)
+        # Struck in code compiled from a string (a dataclass being made, say), an interrupt leaves a mark by which
+        # `python -m` dies of SIGINT, whatever the exit code. Running such code to its end clears the mark.
+        exec("")
         return INTERRUPTED
     except OSError as error:
         return _place_error(error)
