@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pickle
-import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import StageError
-from optimizer.imports import importable, load_function, user_code
+from optimizer.exported import load_exported, unpickling_refused
+from optimizer.imports import first_line, importable, load_function, user_code
 from optimizer.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -32,6 +29,7 @@ class LoadedModule:
     inputs: tuple[TensorSpec, ...]
     keywords: frozenset[str]
     outputs: tuple[str, ...]
+    folder: Path  # of the factory's code
 
     def __call__(self, feed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Call the module; positional inputs in order, keyword inputs by name."""
@@ -90,13 +88,13 @@ def load_module(folder: Path, device: str = "cpu") -> LoadedModule:
     inputs = tuple(TensorSpec.from_json(i) for i in about["inputs"])
     keywords = frozenset(i["name"] for i in about["inputs"] if i["keyword"])
     if about["kind"] == "exported_program":
-        module = _load_exported(checkpoint, inputs, about["trust"])
+        module = load_exported(checkpoint, inputs, trust=about["trust"])
     else:
         module = _call_factory(folder, about["factory"], about["arguments"])
         state = read_state_dict(checkpoint, key=about["key"], strip_prefix=about["strip_prefix"], trust=about["trust"])
         _load_state(module, state, checkpoint)
         module = module.eval()
-    return LoadedModule(module.to(device), inputs, keywords, tuple(about["outputs"]))
+    return LoadedModule(module.to(device), inputs, keywords, tuple(about["outputs"]), folder)
 
 
 def _call_factory(folder: Path, factory: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
@@ -109,66 +107,6 @@ def _call_factory(folder: Path, factory: str, arguments: Mapping[str, Any]) -> t
     if not isinstance(module, torch.nn.Module):
         raise StageError(f"returned a {type(module).__name__}, not an nn.Module", where=f"factory {factory}")
     return module
-
-
-def _load_exported(path: Path, inputs: tuple[TensorSpec, ...], trust: bool) -> torch.nn.Module:
-    """Open a `.pt2`; a program that was exported with fixed shapes cannot serve named axes, whatever it is told.
-
-    torch.export.load falls back to full unpickling where plain weights do not suffice; without trust it may not.
-    """
-    import torch
-
-    try:
-        with contextlib.nullcontext() if trust else _plain_weights_only():
-            program = torch.export.load(path)
-        module = program.module()
-    except pickle.UnpicklingError as error:
-        raise _refusal(error, f"checkpoint {path.name}", "Export the program without custom objects.") from error
-    except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile, AssertionError) as error:
-        raise StageError(
-            f"cannot be read as an exported program: {first_line(error)}",
-            where=str(path.name),
-            hint="Save it with torch.export.save(torch.export.export(...), 'model.pt2').",
-        ) from error
-    names = set(program.graph_signature.user_inputs)
-    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    if len(placeholders) != len(inputs):
-        raise StageError(
-            f"takes {len(placeholders)} inputs, the recipe names {len(inputs)}",
-            where=path.name,
-            hint="Name each input.",
-        )
-    for spec, node in zip(inputs, placeholders, strict=True):
-        _check_exported_axes(path, spec, tuple(node.meta["val"].shape))
-    return module
-
-
-@contextlib.contextmanager
-def _plain_weights_only() -> Iterator[None]:
-    """Make every torch.load refuse what is more than weights, whatever its caller asks for."""
-    force, forbid = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
-    os.environ[force] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[force]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def _check_exported_axes(path: Path, spec: TensorSpec, shape: tuple[Any, ...]) -> None:
-    if len(shape) != len(spec.shape):
-        raise StageError(
-            f"input '{spec.name}' has {len(shape)} axes, the recipe gives {len(spec.shape)}", where=path.name
-        )
-    fixed = [a for a, s in zip(spec.shape, shape, strict=True) if isinstance(a, str) and isinstance(s, int)]
-    if fixed:
-        axes = ", ".join(f"'{a}'" for a in fixed)
-        raise StageError(
-            f"was exported with input '{spec.name}' fixed to {list(shape)}; the recipe names the dynamic axis {axes}",
-            where=path.name,
-            hint="Export it again with dynamic_shapes for that axis, or write the fixed size into the recipe's shape.",
-        )
 
 
 def read_state_dict(
@@ -211,23 +149,11 @@ def _read_torch(path: Path, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        raise _refusal(error, where, "Save model.state_dict() instead.") from error
+        raise unpickling_refused(error, where, "Save model.state_dict() instead.") from error
     except (RuntimeError, EOFError, ValueError, AttributeError, ImportError) as error:
         raise StageError(
             f"cannot be read: {first_line(error)}", where=where, hint="Is it complete? Save or copy it again."
         ) from error
-
-
-def _refusal(error: pickle.UnpicklingError, where: str, instead: str) -> StageError:
-    """Name what a pickle wanted to run."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:import|Unsupported class) ([\w.]+)", str(error))
-    if found is None:
-        return StageError(f"cannot be read: {first_line(error)}", where=where)
-    return StageError(
-        f"wants to run '{found[1]}' while it loads, which plain weights never need; refused",
-        where=where,
-        hint=f"{instead} If you trust the file's author completely: model: {{trust: true}}.",
-    )
 
 
 def _find_state(document: Any, key: str | None, path: Path) -> dict[str, torch.Tensor]:
@@ -311,9 +237,3 @@ def _common_prefix(unexpected: list[str], missing: list[str]) -> str | None:
 def _some(keys: list[str]) -> str:
     more = len(keys) - _SHOWN
     return ", ".join(keys[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that says something, without torch's numbered advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -5,14 +5,23 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from optimizer.errors import OptimizerError, StageError, UsageError
+
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+_OURS = (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
+_PRIVATE = "_recipe_"  # in front of a file's name that an installed package has too
+# Loaded modules of user code by folder, while another folder's have their names.
+_ASIDE: dict[Path, dict[str, ModuleType]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +96,90 @@ def _local_files(root: Path, name: str) -> list[Path]:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules of `folder` be imported; a module of the same name from another folder is forgotten first."""
-    for file in folder.glob("*.py"):
-        _forget(file.stem, folder)
-    for init in folder.glob("*/__init__.py"):
-        _forget(init.parent.name, folder)
+    """Let modules of `folder` be imported; those of the same names from another folder are set aside meanwhile."""
+    folder = folder.resolve()
+    for name in _own_names(folder, folder.stat().st_mtime_ns) if folder.is_dir() else ():
+        _give_way(name, folder)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        with suppress(ValueError):  # user code may have taken it out itself
+            sys.path.remove(str(folder))
 
 
-def _forget(name: str, folder: Path) -> None:
-    loaded = sys.modules.get(name)
-    origin = getattr(loaded, "__file__", None)
-    if loaded is None or origin is None or Path(origin).is_relative_to(folder):
+@lru_cache(maxsize=64)
+def _own_names(folder: Path, _changed_ns: int) -> tuple[str, ...]:
+    """Return the top-level names in a folder, read anew when it changes: every sample that is read asks for them."""
+    modules = [file.stem for file in folder.glob("*.py")]
+    return (
+        *modules,
+        *(f"{_PRIVATE}{name}" for name in modules),
+        *(p.parent.name for p in folder.glob("*/__init__.py")),
+    )
+
+
+def _give_way(name: str, folder: Path) -> None:
+    """Put what `folder` has loaded under `name` into sys.modules, and another folder's aside until that is used again.
+
+    Its modules keep their state and their classes: nothing is executed twice.
+    """
+    home = _home(name)
+    if home == folder:
         return
-    if "site-packages" in Path(origin).parts or name in sys.stdlib_module_names:
-        return
-    for key in [k for k in sys.modules if k == name or k.startswith(f"{name}.")]:
-        del sys.modules[key]
+    if home is not None:
+        _move(sys.modules, name, _ASIDE.setdefault(home, {}))
+    if name not in sys.modules:
+        _move(_ASIDE.get(folder, {}), name, sys.modules)
+
+
+def _move(source: dict[str, ModuleType], name: str, destination: dict[str, ModuleType]) -> None:
+    for key in [k for k in source if k == name or k.startswith(f"{name}.")]:
+        destination[key] = source.pop(key)
+
+
+def _home(name: str) -> Path | None:
+    """Return the folder of user code that the loaded module `name` is from; None for installed ones."""
+    origin = getattr(sys.modules.get(name), "__file__", None)
+    if origin is None or not _is_users(origin):
+        return None
+    file = Path(origin).resolve()
+    return file.parent.parent if file.name == "__init__.py" else file.parent
+
+
+def _is_users(filename: str) -> bool:
+    """Tell user code from installed packages, the standard library and this package."""
+    path = Path(filename)
+    return _INSTALLED.isdisjoint(path.parts) and not any(path.is_relative_to(place) for place in _OURS)
+
+
+def load_function(file: Path, name: str) -> Callable[..., Any]:
+    """Run `file` as a module and return its function `name`.
+
+    The modules beside it can import it, unless its name is an installed package's: that one stays what it is.
+    Raises: StageError when the file fails while it is imported, has no such function or a name of Python's own.
+    """
+    if file.stem in sys.stdlib_module_names:
+        raise StageError("has the name of a module of Python's own", where=str(file), hint="Rename it.")
+    stem = f"{_PRIVATE}{file.stem}" if _is_installed(file.stem) else file.stem
+    spec = importlib.util.spec_from_file_location(stem, file)
+    if spec is None or spec.loader is None:
+        raise StageError("cannot be imported as a Python module", where=str(file))
+    module = importlib.util.module_from_spec(spec)
+    with importable(file.parent), user_code(f"importing {file.name}", file.parent):
+        sys.modules[stem] = module
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise StageError(f"has no function '{name}'", where=str(file))
+    return function  # type: ignore[no-any-return]
+
+
+def _is_installed(name: str) -> bool:
+    if name in sys.modules:
+        return _home(name) is None
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None and not _is_users(spec.origin)
 
 
 @contextmanager
@@ -120,30 +192,21 @@ def user_code(where: str, folder: Path) -> Iterator[None]:
         yield
     except OptimizerError:
         raise
-    except Exception as error:  # the author's code may raise anything at all
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if Path(f.filename).is_relative_to(folder)]
-        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
-        text = str(error).strip().splitlines()
-        said = f"{type(error).__name__}: {text[0] if text else 'no message'}{place}"
-        raise StageError(said, where=where, hint="The error is in the recipe's own code.") from error
+    # The author's code may raise anything at all, and a script's sys.exit() is no exit of this program.
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+        line = users_line(error, folder)
+        raise StageError(said + line, where=where, hint="The error is in the recipe's own code.") from error
 
 
-def load_function(file: Path, name: str) -> Callable[..., Any]:
-    """Run `file` as a module and return its function `name`.
+def users_line(error: BaseException, folder: Path) -> str:
+    """Return the last line of the author's code that an error went through, in brackets; empty where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).resolve().is_relative_to(folder.resolve()) and _is_users(f.filename)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
 
-    Raises: StageError when the file fails while it is imported or has no such function.
-    """
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise StageError("cannot be imported as a Python module", where=str(file))
-    module = importlib.util.module_from_spec(spec)
-    if file.stem in sys.stdlib_module_names:
-        raise StageError("has the name of a module of Python's own", where=str(file), hint="Rename it.")
-    with importable(file.parent), user_code(f"importing {file.name}", file.parent):
-        sys.modules[file.stem] = module
-        spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise StageError(f"has no function '{name}'", where=str(file))
-    return function  # type: ignore[no-any-return]
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that says something, without torch's numbered advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -18,6 +18,10 @@ from optimizer.stage import Tolerance
 # all batches it is no flip but a fault.
 MIN_EQUAL_SHARE = 0.8
 
+# From this many elements on a batch is held to its own power alone. With fewer, one sample may happen to lie near zero,
+# and its ratio says nothing (a scalar regressor at batch 1 has one element).
+MANY_ELEMENTS = 1024
+
 Floats = npt.NDArray[np.float64]
 Pair = tuple[Array, Array]  # the parent's and the child's
 
@@ -27,26 +31,32 @@ def verify(parent: Session, child: Session, feeds: Mapping[int, Feed], tolerance
 
     `feeds` maps each batch size to real inputs of that size. A float output passes when every element lies within
     atol + rtol * |parent|, or when its SQNR reaches `min_sqnr_db`, whichever of the two the tolerance states.
+    Numeric: the SQNR of a batch is the parent's power per element over all batches, or over this one where that is
+    larger or it has MANY_ELEMENTS, by the power per element of this batch's error. Rounding is a share of the output's
+    range, so an error beside a value that happens to lie near zero is no fault.
     Raises: StageError, naming the output, the batch, the worst element, both values, the limit and its reason.
     """
     if not feeds:
         raise StageError("there are no inputs to compare on", where=what)
     _same_names("inputs", [s.name for s in parent.inputs], [s.name for s in child.inputs], what)
-    worst = {spec.name: _Worst() for spec in child.outputs}
-    largest: dict[str, Pair] = {}
+    results: dict[int, dict[str, Pair]] = {}
     for batch, feed in sorted(feeds.items()):
         expected, found = parent.infer(feed), child.infer(feed)
         _same_names("outputs", list(expected), list(found), what)
-        largest = {name: (expected[name], found[name]) for name in worst}
+        results[batch] = {name: (expected[name], found[name]) for name in expected}
+    worst = {
+        spec.name: _Worst(_common_rms([pairs[spec.name][0] for pairs in results.values()])) for spec in child.outputs
+    }
+    for batch, pairs in results.items():
         for name, seen in worst.items():
-            _compare(*largest[name], tolerance, _Place(what, name, f"batch {batch}", "the parent"), seen)
+            _compare(*pairs[name], tolerance, _Place(what, name, f"batch {batch}", "the parent"), seen)
     for name, seen in worst.items():
         if seen.compared and seen.share < MIN_EQUAL_SHARE:
             limit = f"at least {MIN_EQUAL_SHARE:.0%} ({tolerance.reason})"
             raise StageError(
                 f"output '{name}' equals the parent's in {seen.share:.1%} only; allowed: {limit}", where=what
             )
-    coupled = _alone_and_together(parent, child, feeds, largest, (tolerance, what))
+    coupled = _alone_and_together(parent, child, feeds, results[max(feeds)], (tolerance, what, worst))
     sizes = ", ".join(str(batch) for batch in sorted(feeds))
     notes = [f"output '{name}' at batch {sizes}: {seen.sentence()}" for name, seen in worst.items()]
     notes += [f"output '{name}': a sample's result depends on its batch, in the parent as well" for name in coupled]
@@ -74,8 +84,9 @@ class _Place:
 
 @dataclass(slots=True)
 class _Worst:
-    """The worst of one output over all batches."""
+    """The worst of one output over all batches; `rms` is the root mean square of the parent's over all of them."""
 
+    rms: float
     max_abs: float = 0.0
     sqnr_db: float = math.inf
     equal: int = 0
@@ -124,7 +135,7 @@ def _compare_floats(expected: Floats, found: Floats, tolerance: Tolerance, place
     absolute = np.abs(error)
     if not absolute.any():
         return
-    largest, sqnr_db = float(absolute.max()), _sqnr_db(expected[finite], error[finite])
+    largest, sqnr_db = float(absolute.max()), _sqnr_db(expected[finite], error[finite], worst.rms)
     worst.exact = False
     worst.max_abs = max(worst.max_abs, largest)
     worst.sqnr_db = min(worst.sqnr_db, sqnr_db)
@@ -159,16 +170,35 @@ def _same_specials(expected: Floats, found: Floats, place: _Place) -> None:
         )
 
 
-def _sqnr_db(expected: Floats, error: Floats) -> float:
-    """Return the signal-to-noise ratio, 10 log10(sum of squares / sum of squared errors), in dB."""
-    scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(error).max(initial=0.0)))
-    if scale == 0.0:
-        return math.inf
-    # Scaled first: squares of large or tiny numbers leave the range of a double.
-    signal, noise = float(np.square(expected / scale).sum()), float(np.square(error / scale).sum())
+def _sqnr_db(expected: Floats, error: Floats, common_rms: float) -> float:
+    """Return the signal-to-noise ratio in dB: mean squares of signal and error of this batch, see `verify`."""
+    signal, noise = _rms(expected), _rms(error)
+    if expected.size < MANY_ELEMENTS:
+        signal = max(signal, common_rms)
     if noise == 0.0:
         return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+    # Logarithms are subtracted: the quotient of a huge and a tiny number leaves the range of a double.
+    return 20.0 * (math.log10(signal) - math.log10(noise)) if signal > 0.0 else -math.inf
+
+
+def _rms(values: Floats) -> float:
+    """Return the root mean square. Scaled first: squares of large or tiny numbers leave the range of a double."""
+    scale = float(np.abs(values).max(initial=0.0))
+    return scale * math.sqrt(float(np.square(values / scale).mean())) if scale > 0.0 else 0.0
+
+
+def _common_rms(arrays: list[Array]) -> float:
+    """Return the root mean square of all finite elements of an output over its batches; 0 where it is no float."""
+    parts = []
+    for array in arrays:
+        if _dtype_class(array) == "float":
+            values = array.astype(np.float64)
+            finite = values[np.isfinite(values)]
+            parts.append((_rms(finite), finite.size))
+    scale, count = max((rms for rms, _ in parts), default=0.0), sum(size for _, size in parts)
+    if scale == 0.0:
+        return 0.0
+    return scale * math.sqrt(sum((rms / scale) ** 2 * size for rms, size in parts) / count)
 
 
 def _alone_and_together(
@@ -176,13 +206,13 @@ def _alone_and_together(
     child: Session,
     feeds: Mapping[int, Feed],
     results: Mapping[str, Pair],
-    terms: tuple[Tolerance, str],
+    terms: tuple[Tolerance, str, Mapping[str, _Worst]],
 ) -> list[str]:
     """Compare samples run alone with the same samples inside the largest batch; return the outputs that couple them.
 
     A model that mixes its samples on purpose does so in the parent too: that is a note, no fault of the stage.
     """
-    tolerance, what = terms
+    tolerance, what, worst = terms
     alone, largest = min(feeds), max(feeds)
     if alone == largest:
         return []
@@ -197,19 +227,20 @@ def _alone_and_together(
             if not together.ndim or len(together) != largest or len(single[name]) != alone:
                 continue  # an output without the batch as its first axis
             place = _Place(what, name, f"sample {start} alone", f"the same sample inside batch {largest}")
-            fault = _difference(together[rows], single[name], tolerance, place)
+            rms = worst[name].rms
+            fault = _difference((together[rows], single[name]), tolerance, place, rms)
             if fault is None:
                 continue
             reference = reference or parent.infer(part)
-            if _difference(expected[rows], reference[name], tolerance, place) is None:
+            if _difference((expected[rows], reference[name]), tolerance, place, rms) is None:
                 raise fault
             coupled[name] = None
     return list(coupled)
 
 
-def _difference(expected: Array, found: Array, tolerance: Tolerance, place: _Place) -> StageError | None:
+def _difference(pair: Pair, tolerance: Tolerance, place: _Place, rms: float) -> StageError | None:
     try:
-        _compare(expected, found, tolerance, place, _Worst())
+        _compare(*pair, tolerance, place, _Worst(rms))
     except StageError as error:
         return error
     return None

@@ -30,7 +30,7 @@ ROOMS = (
     ("runners",),
     ("stage", "runner", "progress"),
     ("store", "index", "filelock", "disk", "paths"),
-    ("checkpoint",),
+    ("checkpoint", "exported"),
     ("imports",),
     ("runtime",),
     ("environment", "isolated"),

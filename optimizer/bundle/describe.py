@@ -14,6 +14,7 @@ from optimizer.results import CandidateReport, Report
 from optimizer.runtime.passport import SCHEMA_VERSION
 from optimizer.runtime.session import Array
 from optimizer.runtime.tensorrt import RECEIPT
+from optimizer.verify import MIN_EQUAL_SHARE
 
 # How far a golden output may lie from its value, as a share of the largest value of that output, and why.
 _SHARES: Mapping[str, tuple[float, str]] = {
@@ -55,10 +56,16 @@ def describe(
 
 
 def tolerance(precision: str, array: Array) -> dict[str, Any]:
-    """Return how far this output may lie from its golden values, as an absolute bound with its reason."""
-    if array.dtype.kind not in "fc":
-        return {"max_abs": 0.0, "reason": "integers must be equal"}
+    """Return how far this output may lie from its golden values, with the reason.
+
+    `max_abs` is an absolute bound. `min_equal` stands in its place for integers and booleans where precision was
+    changed: the smallest share of values that must be equal.
+    """
     share, reason = _SHARES[precision]
+    if array.dtype.kind not in "fc":
+        if precision == "fp32":
+            return {"max_abs": 0.0, "reason": "integers must be equal"}
+        return {"min_equal": MIN_EQUAL_SHARE, "reason": f"a choice between near values may flip: {reason}"}
     largest = float(np.abs(array.astype(np.float64)).max()) if array.size else 0.0
     return {"max_abs": share * largest, "reason": f"{share:g} of the largest value: {reason}"}
 

@@ -27,11 +27,10 @@ def check_bundle(folder: Path, echo: Callable[[str], None]) -> None:
         echo(f"loads    on {passport['runs_on']['device']} with {_versions(passport)}")
         failed = []
         for difference in deployment.check_golden():
-            asked = f"{difference.max_abs:.3g}, allowed {difference.allowed:.3g}"
             verdict = "comes out" if difference.within else "DIFFERS"
-            echo(f"golden   '{difference.output}' {verdict}: {difference.samples} samples, largest difference {asked}")
+            echo(f"golden   '{difference.output}' {verdict}: {difference.samples} samples, {difference}")
             if not difference.within:
-                failed.append(f"output '{difference.output}' differs by {asked}")
+                failed.append(f"output '{difference.output}': {difference}")
     if failed:
         raise StageError(
             "the golden outputs do not come out: " + "; ".join(failed),

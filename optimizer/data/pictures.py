@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from optimizer.data.samples import Sample, Samples
 from optimizer.errors import StageError
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+# A wrong checksum, compressed data that breaks off, an encrypted member, a compression that Python does not know.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 class Pictures(Samples):
@@ -24,7 +27,7 @@ class Pictures(Samples):
     def __init__(self, folder: Path, layout: str, split: str) -> None:
         try:
             self._archive = zipfile.ZipFile(folder) if folder.is_file() else None
-        except zipfile.BadZipFile as error:
+        except _DAMAGED as error:
             raise StageError(f"is neither a folder nor a .zip: {error}", where=str(folder)) from error
         self._folder = folder
         pattern = re.escape(layout).replace("<split>", re.escape(split)).replace("<class>", "(?P<label>[^/]+)")
@@ -56,10 +59,18 @@ class Pictures(Samples):
         from PIL import Image, UnidentifiedImageError
 
         name = self._found[index]
+        data = self._read(name)
         try:
-            data = self._archive.read(name) if self._archive else (self._folder / name).read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             raise StageError(f"cannot be decoded as a picture: {error}", where=name) from error
         return Sample({"": pixels}, self._targets[index], name)
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self._archive.read(name) if self._archive else (self._folder / name).read_bytes()
+        except _DAMAGED as error:
+            raise StageError(
+                f"'{name}' cannot be read: {error}", where=str(self._folder), hint="Copy or download it again."
+            ) from error

@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 _TINY = float(np.finfo(np.float32).tiny)
 _INT32_MAX = 2**31 - 1
+# Scales are rounded to float32, theirs and the product's: 2^-23 of 2^31 steps, and as much again.
+_FLOAT32_SLACK = 512
 
 
 class Bounds(Protocol):
@@ -64,8 +67,8 @@ def asymmetric(bounds: Bounds) -> Affine:
 def weight_scales(weight: Float32, axis: int, bias: Float32 | None = None, input_scale: float = 1.0) -> Float32:
     """Return one symmetric scale per index of `axis`.
 
-    With a `bias` that is to be int32 at scale `input_scale * weight scale`, scales are widened where it would not fit,
-    and chosen for the bias alone where a channel's weights are all zero.
+    With a `bias` that is to be int32 at scale `input_scale * weight scale`, scales are widened where bias and products
+    together could leave int32, and chosen for the bias alone where a channel's weights are all zero.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     scales = np.abs(weight.astype(np.float64)).max(axis=others) / 127.0
@@ -76,11 +79,22 @@ def weight_scales(weight: Float32, axis: int, bias: Float32 | None = None, input
         magnitudes = np.broadcast_to(np.abs(bias.astype(np.float64)).reshape(-1), scales.shape)
         # 2**24 steps keep every bit of a float32 bias.
         scales[empty] = np.where(magnitudes[empty] > 0, magnitudes[empty] / (input_scale * 2**24), 1.0)
-        # The accumulator starts from the bias and adds one product of uint8 and int8 a weight: together they must fit,
-        # or it wraps and the channel changes its sign.
-        room = max(2**24, _INT32_MAX - 255 * 127 * (weight.size // len(scales)))
-        scales = np.maximum(scales, magnitudes / (input_scale * room))
+        sums = np.abs(weight.astype(np.float64)).sum(axis=others)
+        scales = np.maximum(scales, _least_scales(sums, magnitudes / input_scale, weight.size // len(scales)))
+        scales = np.maximum(scales, _TINY / input_scale)  # below it the bias's scale would lose bits, or be zero
     return np.asarray(np.maximum(scales, _TINY), dtype=np.float32)
+
+
+def _least_scales(sums: Float64, biases: Float64, products: int) -> Float64:
+    """Return the scales from which on no accumulator wraps, whatever the input; where one does, it flips its sign.
+
+    An accumulator starts from the bias and adds, for each weight, the weight's integer times at most 255. In steps of
+    scale s that is at most (biases + 255 * sums) / s, and rounding adds half a step of bias and half of each weight.
+    `biases` is in units of the input's scale, `sums` is the sum of a channel's magnitudes, `products` their number.
+    """
+    rounding = 128 * products + _FLOAT32_SLACK
+    # Weights by the ten million leave no room; a larger scale cannot help where every one may round up to a step.
+    return np.asarray((biases + 255.0 * sums) / max(2**24, _INT32_MAX - rounding), dtype=np.float64)
 
 
 def to_int8(weight: Float32, scales: Float32, axis: int) -> npt.NDArray[np.int8]:

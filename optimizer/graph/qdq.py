@@ -148,6 +148,11 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     index = GraphIndex(onnx.ModelProto(graph=graph))
     read = {*index.readers, *index.captured, *index.outputs}
     kept = [t for t in graph.initializer if t.name in read]
+    # An initializer may be listed among the inputs as well; alone the entry would be an input that must be fed.
+    unread = {t.name for t in graph.initializer} - read
+    inputs = [value for value in graph.input if value.name not in unread]
+    del graph.input[:]
+    graph.input.extend(inputs)
     del graph.initializer[:]
     graph.initializer.extend(kept)
     nodes = [n for n in graph.node if n.op_type != "Constant" or n.output[0] in read]

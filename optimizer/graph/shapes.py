@@ -67,6 +67,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _fill_dynamic_axes(model: onnx.ModelProto) -> None:
     weights = {i.name for i in model.graph.initializer}
+    given = {value.name: value for value in model.graph.input}
     for value in model.graph.input:
         if value.name in weights:
             continue
@@ -75,4 +76,7 @@ def _fill_dynamic_axes(model: onnx.ModelProto) -> None:
                 dim.dim_value = 1 if axis == 0 else REPRESENTATIVE_SIZE
     # Stated shapes of outputs are symbolic; left in place they would stand against the inferred ones.
     for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.name in given:  # an input that is an output as well: inference would take its shape from here
+            value.CopyFrom(given[value.name])
+        else:
+            value.type.tensor_type.ClearField("shape")

@@ -102,6 +102,8 @@ def _layout(layout: str | None, problems: Problems) -> None:
         )
     elif "<split>" not in layout:
         problems.cross(path, f"{shown(layout)} lacks '<split>': every split would be the same pictures")
+    elif layout.count("<class>") > 1:
+        problems.cross(path, f"{shown(layout)} has '<class>' more than once: a picture lies in one class")
 
 
 def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:

@@ -21,8 +21,6 @@ from optimizer.types import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-# What forward() raises when it refuses its inputs.
-_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 _SIZES = (2, 3)  # of every named axis, when the outputs are described
 
 
@@ -80,12 +78,18 @@ class TorchSession(Session):
             return {name: self._array(name, tensor) for name, tensor in outputs.items()}
 
     def bind(self, feed: Feed) -> Callable[[], None]:
-        """Put the inputs on the device; the call returned runs forward() and, on a GPU, waits for it."""
+        """Put the inputs on the device; the call returned runs forward() and, on a GPU, waits for it.
+
+        Raises: UsageError for a wrong feed, StageError when forward() fails on it.
+        """
         import torch
 
         checked = check_feed(self.inputs, feed, self._folder.name)
         tensors, loaded, device = self._tensors(checked), self._alive(), self._device
         inference_mode = torch.inference_mode
+        # The call returned is timed and so explains nothing: what forward() refuses, or imports late, it does here.
+        with inference_mode(), self._explained(checked):
+            loaded(tensors)
 
         def on_cpu() -> None:
             with inference_mode():
@@ -126,16 +130,12 @@ class TorchSession(Session):
 
     @contextmanager
     def _explained(self, feed: Mapping[str, Array]) -> Iterator[None]:
-        try:
-            yield
-        except _REFUSALS as error:
-            from optimizer.checkpoint import first_line
+        from optimizer.imports import importable, user_code
 
-            given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
-            raise StageError(
-                f"forward() failed on {given}: {type(error).__name__}: {first_line(error)}",
-                where=f"model {type(self._loaded.module).__name__}",
-            ) from error
+        given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
+        where = f"model {type(self._loaded.module).__name__}: forward() failed on {given}"
+        with importable(self._folder), user_code(where, self._folder):
+            yield
 
     def _alive(self) -> Any:
         if self._loaded is None:

@@ -19,17 +19,29 @@ _INPUT, _OUTPUT = "input/", "output/"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An output against its golden values; `allowed` is an absolute bound, 0 for integers, which must be equal."""
+    """An output against its golden values. `allowed` bounds `max_abs`; where it is None, `min_equal` bounds `equal`.
+
+    Units: `equal` and `min_equal` are shares of the output's values.
+    """
 
     output: str
     samples: int
     max_abs: float
-    allowed: float
+    equal: float
+    allowed: float | None = None
+    min_equal: float | None = None
 
     @property
     def within(self) -> bool:
         """Whether the output came out; a NaN never does."""
-        return self.max_abs <= self.allowed
+        if self.min_equal is not None:
+            return self.equal >= self.min_equal
+        return self.allowed is not None and self.max_abs <= self.allowed
+
+    def __str__(self) -> str:
+        if self.min_equal is not None:
+            return f"{self.equal:.1%} of the values equal, allowed at least {self.min_equal:.0%}"
+        return f"largest difference {self.max_abs:.3g}, allowed {self.allowed or 0.0:.3g}"
 
 
 def write_golden(path: Path, inputs: Feed, outputs: Feed) -> None:
@@ -79,7 +91,10 @@ def batch_sizes(inputs: Sequence[TensorSpec], profile: Mapping[str, Mapping[str,
 
 
 def compare(found: Feed, golden: Feed, allowed: Mapping[str, Mapping[str, Any]]) -> list[Difference]:
-    """Return the largest difference of each output. Raises: StageError for a missing output or another shape."""
+    """Return the difference of each output; `allowed` is the passport's tolerance by output.
+
+    Raises: StageError for a missing output or another shape.
+    """
     differences = []
     for name, expected in golden.items():
         if name not in found or found[name].shape != expected.shape:
@@ -89,5 +104,9 @@ def compare(found: Feed, golden: Feed, allowed: Mapping[str, Mapping[str, Any]])
             gap = np.abs(found[name].astype(np.float64) - expected.astype(np.float64))
         # max() of an empty array is an error; nan stays nan.
         largest = float(gap.max()) if gap.size else 0.0
-        differences.append(Difference(name, len(expected), largest, float(allowed[name]["max_abs"])))
+        equal = float((found[name] == expected).mean()) if gap.size else 1.0
+        limits = allowed[name]
+        differences.append(
+            Difference(name, len(expected), largest, equal, limits.get("max_abs"), limits.get("min_equal"))
+        )
     return differences

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from optimizer.checkpoint import LoadedModule, first_line, load_module
+from optimizer.checkpoint import LoadedModule, load_module
 from optimizer.data.samples import Array, Samples
-from optimizer.errors import OptimizerError, StageError
+from optimizer.errors import StageError
+from optimizer.imports import first_line, importable, user_code, users_line
 from optimizer.stage import Stage, StageContext, Tolerance
 from optimizer.types import Artifact, Format, TensorSpec
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # A batch of one makes the exporter take the axis for a constant; FACTS of the exporter, see docs/limits.md.
 EXAMPLE_BATCH = 2
+# What forward() raises when it refuses its inputs; anything else is an error in it.
+_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 # How torch says that an axis asked to be dynamic has one size only.
 _FIXED_SIGNS = ("specialized", "inferred a static shape", "marked as dynamic")
 
@@ -82,18 +85,18 @@ def _try_forward(loaded: LoadedModule, example: Mapping[str, Array]) -> None:
     import torch
 
     feed = {name: torch.from_numpy(np.array(array)) for name, array in example.items()}
-    try:
-        with torch.inference_mode():
-            loaded(feed)
-    except OptimizerError:
-        raise
-    except Exception as error:  # forward() is the author's code and may raise anything at all
-        given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in example.items())
-        raise StageError(
-            f"forward() refused real samples ({given}): {first_line(error)}",
-            where=f"model {type(loaded.module).__name__}",
-            hint="Compare the recipe's inputs and data.transform with what forward() takes.",
-        ) from error
+    given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in example.items())
+    where, folder = f"model {type(loaded.module).__name__}", loaded.folder
+    with importable(folder), user_code(f"{where}: forward() failed on real samples ({given})", folder):
+        try:
+            with torch.inference_mode():
+                loaded(feed)
+        except _REFUSALS as error:
+            raise StageError(
+                f"forward() refused real samples ({given}): {first_line(error)}{users_line(error, folder)}",
+                where=where,
+                hint="Compare the recipe's inputs and data.transform with what forward() takes.",
+            ) from error
 
 
 def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log: Path) -> Any:
@@ -107,7 +110,7 @@ def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log:
     if named:
         shapes = dict(zip(_argument_names(loaded.module, len(positional)), shapes, strict=True))
         shapes |= {s.name: axes[s.name] for s in named}
-    with _quiet(log):
+    with _quiet(log), importable(loaded.folder):
         try:
             return torch.onnx.export(
                 loaded.module,

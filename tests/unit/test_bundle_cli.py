@@ -79,6 +79,7 @@ def test_bundle_command_writes_the_recommended_candidate(tmp_path: Path) -> None
     assert lines[1].startswith("seal     whole: 4 files, ")
     assert lines[2] == "loads    on cpu with onnxruntime (built with onnxruntime 1.31.1)"
     assert lines[3].startswith("golden   'logits' comes out: 5 samples, largest difference ")
+    assert lines[4] == "golden   'best' comes out: 5 samples, 100.0% of the values equal, allowed at least 80%"
 
 
 def test_check_fails_when_golden_outputs_do_not_come_out(tmp_path: Path) -> None:
@@ -94,7 +95,9 @@ def test_check_fails_when_golden_outputs_do_not_come_out(tmp_path: Path) -> None
     document = json.loads((out / "passport.json").read_text(encoding="utf-8"))
     document["files"]["model.onnx"]["sha256"] = sha256_file(out / "model.onnx")
     (out / "passport.json").write_bytes(render(seal(document)))
-    with pytest.raises(StageError, match=r"golden outputs do not come out: output 'logits' differs by 0\.5"):
+    with pytest.raises(
+        StageError, match=r"golden outputs do not come out: output 'logits': largest difference 0\.5, all"
+    ):
         check_bundle(out, lambda line: None)
 
 

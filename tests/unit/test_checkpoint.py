@@ -216,3 +216,11 @@ def test_what_the_factory_raises_is_told_with_its_line(tmp_path: Path, body: str
     (place / "model.py").write_text(f"def broken():\n    {body}\n")
     with pytest.raises(StageError, match=r"Error.*\(model\.py, line 2"):
         load_module(place)
+
+
+def test_a_script_that_exits_while_it_is_imported_does_not_end_the_build(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "c.pt")
+    place = folder(tmp_path, "c.pt")
+    (place / "model.py").write_text(f"{MODEL}\nimport sys\nsys.exit(2)\n")
+    with pytest.raises(StageError, match=r"importing model\.py: SystemExit: 2 \(model\.py, line 14"):
+        load_module(place)

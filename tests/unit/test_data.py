@@ -288,3 +288,44 @@ def test_a_zip_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "pictures.zip").write_bytes(b"no zip")
     with pytest.raises(StageError, match=r"pictures\.zip: is neither a folder nor a \.zip"):
         Pictures(tmp_path / "pictures.zip", "<split>/<class>", "test")
+
+
+def test_a_sample_may_import_late_and_must_be_a_pair(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "class Late:\n"
+        "    def __len__(self): return 2\n"
+        "    def __getitem__(self, i):\n"
+        "        from late_helper import scale\n"
+        "        return np.full(2, scale), i\n"
+        "def late(split): return Late()\n"
+        "def triples(split): return [(np.zeros(2), 1, 2)] * 3\n"
+        "def mappings(split): return [{'image': np.zeros(2), 'label': 3}]\n"
+        "def ragged(split): return [[1], [2, 3]], [0, 1]\n"
+        "def single(split): return 3.0, [0]\n"
+        "def unsized(split): return np.zeros((2, 2)), 5\n"
+    )
+    (tmp_path / "late_helper.py").write_text("scale = 3.0")
+    file = tmp_path / "data.py"
+    assert [s.inputs[""].tolist() for s in call_source(file, "late", "test", {})] == [[3, 3]] * 2
+    for name, told in (
+        ("triples", r"sample test\[0\]: is a tuple of 3, not a pair"),
+        ("mappings", r"sample test\[0\]: is a dict, not a pair"),
+        ("ragged", "ValueError: setting an array element"),
+        ("single", "without a first axis of samples"),
+        ("unsized", "TypeError: object of type 'int' has no len"),
+    ):
+        with pytest.raises(StageError, match=told):
+            list(call_source(file, name, "test", {}))
+
+
+def test_a_damaged_member_of_a_zip_is_named_with_the_zip(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png", 7)
+    data = (tmp_path / "0.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr("test/cat/0.png", data)
+    whole = (tmp_path / "p.zip").read_bytes()
+    at = whole.index(data) + len(data) // 2
+    (tmp_path / "p.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(StageError, match=r"p\.zip: 'test/cat/0\.png' cannot be read: Bad CRC-32"):
+        list(Pictures(tmp_path / "p.zip", "<split>/<class>", "test"))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from optimizer.errors import StageError, UsageError
-from optimizer.imports import closure, load_function
+from optimizer.imports import closure, importable, load_function, user_code
 
 
 def write(folder: Path, **files: str) -> None:
@@ -62,3 +63,46 @@ def test_a_missing_function_and_a_failing_import_are_named(tmp_path: Path) -> No
         load_function(tmp_path / "model.py", "build")
     with pytest.raises(StageError, match="surely_not_installed"):
         load_function(tmp_path / "broken.py", "f")
+
+
+def test_modules_of_two_folders_keep_their_state_when_they_alternate(tmp_path: Path) -> None:
+    for side in ("one", "two"):
+        write(
+            tmp_path / side,
+            model="def f():\n    import counting\n    counting.calls.append(1)\n    return len(counting.calls)",
+            counting="calls = []",
+        )
+    functions = {side: load_function(tmp_path / side / "model.py", "f") for side in ("one", "two")}
+    for expected in (1, 2, 3):
+        for side, function in functions.items():
+            with importable(tmp_path / side):
+                assert function() == expected
+
+
+def test_a_file_named_like_python_s_own_module_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, random="def f(): ...")
+    with pytest.raises(StageError, match=r"random\.py: has the name of a module of Python's own"):
+        load_function(tmp_path / "random.py", "f")
+
+
+@pytest.mark.parametrize("name", ["numpy", "pytest_timeout", "optimizer"])
+def test_a_file_named_like_an_installed_package_leaves_the_package_in_place(tmp_path: Path, name: str) -> None:
+    before = sys.modules.get(name)
+    write(tmp_path, **{name: "def f(): return 'mine'"})
+    assert load_function(tmp_path / f"{name}.py", "f")() == "mine"
+    assert sys.modules.get(name) is before
+
+
+def test_an_error_of_user_code_is_told_with_its_own_last_line(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        model="import json\ndef f():\n    json.loads('{')\ndef g(): raise KeyboardInterrupt\ndef h(): raise KeyError",
+    )
+    for name, told in (
+        ("f", r"here: JSONDecodeError: .* \(model\.py, line 3: json\.loads"),
+        ("h", r"here: KeyError \(model"),
+    ):
+        with pytest.raises(StageError, match=told), user_code("here", tmp_path):
+            load_function(tmp_path / "model.py", name)()
+    with pytest.raises(KeyboardInterrupt), user_code("here", tmp_path):
+        load_function(tmp_path / "model.py", "g")()

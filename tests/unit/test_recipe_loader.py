@@ -335,3 +335,11 @@ def test_loading_imports_no_heavy_package(folder):
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
     subprocess.run([sys.executable, "-c", code, str(folder / "recipe.yaml")], check=True, env=environment)
+
+
+def test_a_layout_names_the_class_once(folder):
+    source = next(line for line in GOOD.splitlines() if line.strip().startswith("source:"))
+    (folder / "pictures").mkdir()
+    for layout, told in (("<split>/<class>/<class>", True), ("<split>/<class>", False)):
+        said = refusal(folder, GOOD.replace(source, f"  folder: pictures\n  layout: {layout}\n  files: [data.py]"))
+        assert ("data.layout: '<split>/<class>/<class>' has '<class>' more than once" in said) is told

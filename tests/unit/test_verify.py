@@ -9,7 +9,7 @@ from optimizer.errors import StageError
 from optimizer.runtime.session import Session
 from optimizer.stage import Tolerance
 from optimizer.types import TensorSpec
-from optimizer.verify import verify
+from optimizer.verify import MANY_ELEMENTS, verify
 
 LOOSE = Tolerance("float32 sums in another order", atol=1e-6, rtol=1e-5)
 SQNR = Tolerance("weights in int8", min_sqnr_db=30.0, exact_integers=False)
@@ -104,6 +104,55 @@ def test_sqnr_limit_has_both_sides():
     check(noisy(31), tolerance=SQNR)
     with pytest.raises(StageError, match=r"SQNR 29\.0 dB\)\n  allowed: an SQNR of at least 30 dB \(weights in int8\)"):
         check(noisy(29), tolerance=SQNR)
+
+
+def regressor(near_zero, error, sizes=(1, 3, 8)):
+    """A scalar regressor: batch 1 is one sample, whose value the parent puts near zero; the child adds an error."""
+    feeds = {b: {"x": np.linspace(near_zero, 4.0, 8).reshape(8, 1)[:b].repeat(5, axis=1)} for b in sizes}
+    parent = model(lambda x: x[:, :1])
+    child = model(lambda x: x[:, :1] + error(len(x)))
+    return feeds, parent, child
+
+
+def test_a_single_value_near_zero_is_no_fault():
+    """Rounding is a share of the range: 0.01 on values up to 4, and on one of 0.001."""
+    feeds, parent, child = regressor(0.001, lambda _: 0.01)
+    note = verify(parent, child, feeds, SQNR, what="x")[0]
+    assert "max abs difference 0.01, SQNR 46.0 dB" in note
+
+
+def test_a_batch_beyond_the_range_of_all_is_caught_however_few_values_it_has():
+    for broken in (1, 3, 8):
+        feeds, parent, child = regressor(0.001, lambda size, broken=broken: 0.01 + 0.2 * (size == broken))
+        with pytest.raises(StageError, match=f"output 'y' at batch {broken} is"):
+            verify(parent, child, feeds, SQNR, what="x")
+
+
+def test_a_batch_of_zeros_is_held_to_the_other_batches():
+    feeds, parent, child = regressor(0.0, lambda _: 0.01)
+    assert verify(parent, child, feeds, SQNR, what="x")
+    zeros = {b: {"x": np.zeros((b, 5))} for b in (1, 3)}
+    with pytest.raises(StageError, match="SQNR -inf dB"):
+        verify(parent, child, zeros, SQNR, what="x")
+
+
+@pytest.mark.parametrize(("width", "caught"), [(MANY_ELEMENTS // 3 + 1, True), (20, False)])
+def test_a_batch_of_many_elements_is_held_to_its_own_power_as_well(width, caught):
+    """Batch 3 is a hundredth of the others, with an error of a tenth of itself: 20 dB of its own, 60 of all."""
+    rng = np.random.default_rng(0)
+    feeds = {b: {"x": rng.normal(size=(b, width)) * (0.01 if b == 3 else 1.0)} for b in (1, 3, 8)}
+    parent = model(lambda x: x)
+    child = model(lambda x: x * (1.1 if len(x) == 3 else 1.0))
+    if not caught:
+        assert verify(parent, child, feeds, SQNR, what="x")
+        return
+    with pytest.raises(StageError, match=r"output 'y' at batch 3 .* SQNR 20\.0 dB"):
+        verify(parent, child, feeds, SQNR, what="x")
+
+
+def test_child_wrong_at_batch_3_only_is_caught_by_its_sqnr():
+    with pytest.raises(StageError, match=r"output 'y' at batch 3 is 77 at index \[1, 2\]"):
+        check(broken_at(3, put(77.0)), tolerance=SQNR)
 
 
 def test_either_limit_suffices_where_both_are_stated():
