@@ -97,8 +97,6 @@ def _step(step: Step, shop: Workshop, done: Executed) -> None:
         )
     sources = {role: done.outputs[name] for role, name in step.sources.items()}
     entry, reused = shop.store.build(key, lambda workdir: _write(step, key, document, sources, workdir, shop))
-    if reused:
-        shop.store.touch(entry)
     done.outputs[step.id] = entry.artifact(step.stage.produces)
     done.reports.append(_report(step, key, entry, reused, entry.record.notes))
     seconds = None if reused else time.perf_counter() - started

@@ -55,7 +55,6 @@ class Measured:
     accuracy: dict[str, Entry] = field(default_factory=dict)
     latency: Entry | None = None
     failures: dict[str, OptimizerError] = field(default_factory=dict)
-    reused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,6 @@ def _accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> 
             measured.accuracy[subject.name] = entry
     if not missing:
         return
-    measured.reused = False
     _check_labels(subjects, bench)
     started = time.perf_counter()
     found, sentences = _evaluate(base, missing, bench, measured)
@@ -259,7 +257,6 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
     if entry is not None:
         measured.latency = entry
         return
-    measured.reused = False
     started = time.perf_counter()
     session, affinity = _time(subjects, bench)
     seconds = time.perf_counter() - started
