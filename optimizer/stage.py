@@ -53,12 +53,20 @@ class Stage(BaseModel, ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     consumes: ClassVar[Mapping[str, Format]]  # role -> format of each source; the first role is the parent
+    optional: ClassVar[frozenset[str]] = frozenset()  # roles that are left out where the recipe has no such source
     produces: ClassVar[Format]
     tools: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the output
     device_bound: ClassVar[bool] = False
+    keeps_float32: ClassVar[bool] = False  # the output is the variant's float32 graph from here on (role "float32")
     # option -> (other option, the value of it without which the first has no effect)
     depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     tolerance: ClassVar[Tolerance | None] = None  # None: the output cannot be executed, so there is nothing to compare
+
+    @classmethod
+    def wanted(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether a variant with these options needs the stage; where not, it takes no part in the build."""
+        del options
+        return True
 
     @abstractmethod
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:

@@ -122,21 +122,24 @@ def _collect(recipe: Recipe) -> Collect:
 def _variant_steps(recipe: Recipe, name: str, target: str, steps: dict[str, Step]) -> str:
     """Add the steps from the simplified graph to the variant's; those that no target changes are shared."""
     variant = recipe.variants[name]
-    graph, previous = "simplify", {"graph": "simplify"}
+    made = {"graph": "simplify", "float32": "simplify"}  # role -> the newest step that fills it
+    if recipe.data.calibration is not None:
+        made["samples"] = "calibration"
     for kind in VARIANTS[variant.precision]:
+        if not kind.wanted(variant.options):
+            continue
         derived = _derived(recipe, kind, target)
-        place = f"{name}@{DIALECTS[target]}" if derived else name
-        sources = dict(previous)
-        if "samples" in kind.consumes:
-            sources["samples"] = "calibration"
+        place = f"{name}@{DIALECTS[target]}" if derived or "@" in made["graph"] else name
+        sources = {role: made[role] for role in kind.consumes if role in made or role not in kind.optional}
         step = Step(f"{place}/{kind.name}", _make(kind, variant.options, derived), sources, name)
-        _add(steps, step)
-        if kind.produces == "onnx":
-            graph, previous = step.id, {"graph": step.id}
-        else:
-            role = next(r for k in VARIANTS[variant.precision] for r, f in k.consumes.items() if f == kind.produces)
-            previous = {"graph": graph, role: step.id}
-    return graph
+        made[_ROLES[kind.produces]] = _add(steps, step)
+        if kind.keeps_float32:
+            made["float32"] = step.id
+    return made["graph"]
+
+
+# What a stage makes, and the role in which later stages of its variant read it.
+_ROLES = {"onnx": "graph", "calibration": "table"}
 
 
 def _target_steps(recipe: Recipe, name: str, target: str, graph: str, steps: dict[str, Step]) -> Candidate:
