@@ -12,7 +12,7 @@ from optimizer.environment import environment
 from optimizer.errors import OptimizerError
 from optimizer.gate import Better, judge, overall, pareto, recommend
 from optimizer.metrics import metric_named
-from optimizer.pipeline.measure import Measured, read_document
+from optimizer.pipeline.bench import Measured, read_document
 from optimizer.results import (
     ArtifactRef,
     CandidateReport,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from optimizer.errors import MeasurementError, MissingToolError, OptimizerError, RecipeError
 from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
+from optimizer.pipeline.bench import Bench
 from optimizer.pipeline.execute import Executed, Workshop, execute
-from optimizer.pipeline.measure import Bench, measure
+from optimizer.pipeline.measure import measure
 from optimizer.pipeline.plan import Plan, plan, write_history
 from optimizer.pipeline.run import place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, runner_of
@@ -48,7 +49,8 @@ class Built:
 def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: Progress) -> Built:
     """Build every candidate, measure what can execute here, and write the report into `run`.
 
-    Raises: OptimizerError when nothing can be built or the baseline cannot be measured.
+    A candidate that fails stops no other: the report has its reason, `Built.errors` its error.
+    Raises: OptimizerError when the baseline cannot be built or measured: there is nothing to compare with.
     """
     from optimizer.data.splits import Splits, about_replaced
 
@@ -61,8 +63,6 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     write_history(options.history, done.documents, planned.sources)
     subjects, failed = _subjects(planned, done, options.device)
     errors = distinct(failed.values())
-    if errors and not any(s for s in subjects[1:]):
-        raise together(errors)
     digest = planned.sources["evaluation"].artifact.digest
     bench = Bench(
         recipe,
@@ -74,7 +74,11 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         options.remeasure,
         lambda: shop.check_unchanged(["evaluation"]),
     )
-    measured = measure(subjects, bench)
+    try:
+        measured = measure(subjects, bench)
+    except OptimizerError as error:
+        # Where nothing was built either, what failed first is the cause, and the baseline stumbled over the same.
+        raise together([error, *errors] if subjects[1:] else errors or [error]) from error
     errors += distinct(measured.failures.values())
     artifacts = place_artifacts(subjects, run)
     outcome = Outcome(
@@ -141,7 +145,7 @@ def together(errors: list[OptimizerError]) -> OptimizerError:
     if len(errors) == 1:
         return errors[0]
     kind = type(max(errors, key=lambda error: error.exit_code))
-    return kind("\n".join(["nothing could be built:", *(error.render() for error in errors)]))
+    return kind("\n".join(["several things failed:", *(error.render() for error in errors)]))
 
 
 def unstable(report: Report, recipe: Recipe) -> list[OptimizerError]:

@@ -14,9 +14,10 @@ from optimizer.data.splits import Splits, about_replaced
 from optimizer.digest import sha256_file, sha256_json
 from optimizer.errors import OptimizerError, StageError, UsageError
 from optimizer.pipeline.assemble import Outcome, assemble
+from optimizer.pipeline.bench import Bench
 from optimizer.pipeline.build import Built, Options, check_baseline, distinct, unstable
 from optimizer.pipeline.execute import read_interface
-from optimizer.pipeline.measure import Bench, measure
+from optimizer.pipeline.measure import measure
 from optimizer.pipeline.run import RUN_FILE, SCHEMA, place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, runner_of
 from optimizer.runners import RUNNERS

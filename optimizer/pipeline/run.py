@@ -15,7 +15,7 @@ import numpy as np
 from optimizer.checkpoint import read_description
 from optimizer.digest import sha256_file
 from optimizer.errors import UsageError
-from optimizer.pipeline.measure import GOLDEN, LATENCY, OUTCOMES, Measured
+from optimizer.pipeline.bench import GOLDEN, LATENCY, OUTCOMES, Measured
 from optimizer.results import ArtifactRef
 from optimizer.types import Artifact
 

@@ -259,3 +259,17 @@ def test_an_unreadable_report_is_a_usage_error(text: str, tmp_path: Path, warm_h
         check_short(done.stderr)
         assert str(tmp_path / "report.json") in done.stderr
         assert "optimize build" in done.stderr
+
+
+def test_where_every_variant_fails_the_report_is_written_all_the_same(folder: Path, warm_home: Path) -> None:
+    nan_in_calibration(folder)
+    done = run_optimize("build", "recipe.yaml", "--only", "int8", home=warm_home, cwd=folder)
+    assert done.returncode == 4
+    report = json.loads((Path(done.stdout.splitlines()[-1]).parent / "report.json").read_text())
+    assert {c["name"]: c["status"] for c in report["candidates"]} == {
+        "fp32@torch": "measured",
+        "int8@onnxruntime": "failed",
+        "int8@tensorrt_rtx": "failed",
+    }
+    assert report["recommended"] == {"cpu": "fp32@torch"}  # what ships is what there was
+    check_short(done.stderr)

@@ -52,7 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, broken: str) -> list[list[str]]:
         if broken in tried[-1]:
             raise MeasurementError("failed at batch 4: no memory", where=broken)
 
-    monkeypatch.setattr(pipeline, "_accuracy", lambda *_: None)
+    monkeypatch.setattr(pipeline, "measure_accuracy", lambda *_: None)
     monkeypatch.setattr(pipeline, "_latency", latency)
     return tried
 

@@ -1,0 +1,172 @@
+"""Accuracy of every candidate, in one pass over the evaluation data, or as it was stored."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimizer.digest import sha256_json
+from optimizer.errors import MeasurementError, OptimizerError, StageError
+from optimizer.metrics import metric_named
+from optimizer.pipeline.bench import GOLDEN, OUTCOMES, Bench, Measured, conditions, identity, store, writer
+from optimizer.pipeline.feeds import check_feeds
+from optimizer.stages import TARGETS
+
+if TYPE_CHECKING:
+    from optimizer.measure.accuracy import Evaluation
+    from optimizer.pipeline.subject import Subject
+    from optimizer.recipe.model import Recipe
+    from optimizer.runtime.session import Session
+
+GOLDEN_SAMPLES = 8
+
+
+def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> None:
+    """Fill in the accuracy of every subject; all that is missing is measured in one pass over the data."""
+    base = subjects[0]
+    recipe = bench.recipe
+    documents = {
+        s.name: {
+            "measurement": "accuracy",
+            "candidate": identity(s),
+            "baseline": identity(base),
+            "batch": recipe.evaluation_batch,
+            "metrics": {name: options.model_dump() for name, options in recipe.metrics.items()},
+            **conditions(bench),
+        }
+        for s in subjects
+    }
+    keys = {name: sha256_json(document) for name, document in documents.items()}
+    missing: list[Subject] = []
+    for subject in subjects:
+        entry = None if bench.remeasure else bench.store.use(keys[subject.name])
+        if entry is None:
+            missing.append(subject)
+        else:
+            measured.accuracy[subject.name] = entry
+    if not missing:
+        return
+    _check_labels(subjects, bench)
+    started = time.perf_counter()
+    found, sentences = _evaluate(base, missing, bench, measured)
+    bench.check_unchanged()
+    seconds = time.perf_counter() - started
+    for subject in missing:
+        if subject.name not in found:
+            continue
+        document = _accuracy_document(subject, found[base.name], found[subject.name], recipe) | {
+            "runtime": sentences[subject.name]
+        }
+        write = writer(document, _accuracy_arrays(found, subject.name))
+        entry = store(bench, keys[subject.name], documents[subject.name], write, seconds)
+        measured.accuracy[subject.name] = entry
+    bench.progress.step("accuracy", "measured", seconds, None)
+
+
+def _check_labels(subjects: Sequence[Subject], bench: Bench) -> None:
+    """Refuse class names that are more or fewer than the classes of the output that a metric reads."""
+    labels = bench.splits.evaluation.labels
+    shapes = {spec.name: spec.shape for s in subjects for spec in s.artifact.outputs}
+    for name, options in bench.recipe.metrics.items():
+        output = options.output or bench.recipe.model.outputs[0]
+        shape = shapes.get(output, ())
+        if labels and metric_named(name).chance(shape) is not None and len(labels) != shape[-1]:
+            raise StageError(
+                f"there are {len(labels)} class names and output '{output}' has {shape[-1]} classes",
+                where="data.labels",
+                hint=f"Name every class once, in the order of '{output}'; a folder of pictures names its subfolders.",
+            )
+
+
+def _evaluate(
+    base: Subject, missing: Sequence[Subject], bench: Bench, measured: Measured
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    from optimizer.measure.accuracy import evaluate
+
+    recipe = bench.recipe
+    sentences: dict[str, str] = {}
+    proofs: dict[str, tuple[str, ...]] = {}
+    with contextlib.ExitStack() as stack:
+        threads = recipe.measure.threads
+        baseline, sentences[base.name] = _open(base, threads, stack)
+        others = {}
+        for subject in missing:
+            if subject.name == base.name:
+                continue
+            try:
+                others[subject.name], sentences[subject.name] = _open(subject, threads, stack)
+                proofs[subject.name] = _prove(subject, others[subject.name], bench)
+            except OptimizerError as error:
+                others.pop(subject.name, None)
+                measured.failures[subject.name] = error
+        outputs = {name: options.output for name, options in recipe.metrics.items()}
+        result = evaluate(
+            baseline,
+            others,
+            bench.splits.evaluation,
+            batch=recipe.evaluation_batch,
+            metrics=outputs,
+            progress=lambda done, total: bench.progress.advance("accuracy", done, total),
+            golden_samples=GOLDEN_SAMPLES,
+        )
+    for name, evaluation in result.candidates.items():
+        evaluation.notes.extend(proofs[name])
+    measured.failures |= result.failures
+    return {base.name: result.baseline, **result.candidates}, sentences
+
+
+def _open(subject: Subject, threads: int, stack: contextlib.ExitStack) -> tuple[Any, str]:
+    """Open what computes the subject's outputs on this machine: itself, or its graph under the judge."""
+    if subject.executes:
+        runner = stack.enter_context(subject.runner(threads))
+        return runner, f"{subject.runtime} on {subject.device}"
+    from optimizer.judge import open_judge
+
+    if subject.graph is None:
+        raise MeasurementError(f"cannot execute here: {subject.missing}", where=subject.name)
+    session, sentence = open_judge(subject.graph.file, threads)
+    return stack.enter_context(session), sentence
+
+
+def _prove(subject: Subject, opened: Session, bench: Bench) -> tuple[str, ...]:
+    """Hold an engine against its graph on real inputs where it executes: it may have been built where it could not.
+
+    Raises: StageError, naming the output and the batch.
+    """
+    tolerance = TARGETS[subject.runtime][-1].tolerance if subject.artifact.format == "engine" else None
+    if tolerance is None or subject.graph is None or not subject.executes:
+        return ()
+    from optimizer.judge import open_judge
+    from optimizer.verify import verify
+
+    feeds = check_feeds(bench.recipe, bench.splits.evaluation, subject.artifact.inputs)
+    judge, _ = open_judge(subject.graph.file)
+    with judge:
+        return tuple(verify(judge, opened, feeds, tolerance, what=f"'{subject.name}' against its graph"))
+
+
+def _accuracy_document(subject: Subject, base: Evaluation, own: Evaluation, recipe: Recipe) -> dict[str, Any]:
+    from optimizer.measure.accuracy import metric_delta, metric_value
+    from optimizer.pipeline.receipt import delivered
+
+    shares, source = delivered(subject, recipe.measure.threads)
+    is_base = base is own
+    return {
+        "accuracy": {m: metric_value(m, own.outcomes[m]).model_dump(mode="json") for m in recipe.metrics},
+        "delta": {}
+        if is_base
+        else {m: metric_delta(m, base.outcomes[m], own.outcomes[m]).model_dump(mode="json") for m in recipe.metrics},
+        "numerics": {} if is_base else {n: v.model_dump(mode="json") for n, v in own.numerics.items()},
+        "delivered": shares,
+        "source": source,
+        "notes": list(own.notes),
+    }
+
+
+def _accuracy_arrays(found: Mapping[str, Evaluation], name: str) -> dict[str, dict[str, Any]]:
+    own = found[name]
+    golden = {f"output/{k}": v for k, v in own.golden_outputs.items()}
+    golden |= {f"input/{k}": v for k, v in own.golden_inputs.items()}
+    return {OUTCOMES: dict(own.outcomes), GOLDEN: golden}
