@@ -12,6 +12,7 @@ from optimizer.stages.engine import EngineRtx, EngineTensorRT
 from optimizer.stages.export import Export
 from optimizer.stages.float16 import Float16
 from optimizer.stages.quantize import Quantize
+from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
 
 STAGES: tuple[type[Stage], ...] = (
@@ -22,12 +23,13 @@ STAGES: tuple[type[Stage], ...] = (
     Float16,
     Calibrate,
     Quantize,
+    Refine,
     EngineRtx,
     EngineTensorRT,
 )
 
 # precision -> the stages between the simplified graph and the variant's graph
-VARIANTS: dict[str, tuple[type[Stage], ...]] = {"fp32": (), "fp16": (Float16,), "int8": (Calibrate, Quantize)}
+VARIANTS: dict[str, tuple[type[Stage], ...]] = {"fp32": (), "fp16": (Float16,), "int8": (Calibrate, Quantize, Refine)}
 
 # target -> the stages between the variant's graph and what executes
 TARGETS: dict[str, tuple[type[Stage], ...]] = {

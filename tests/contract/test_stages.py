@@ -17,6 +17,7 @@ from optimizer.stages.engine import EngineRtx, EngineTensorRT
 from optimizer.stages.export import Export
 from optimizer.stages.float16 import Float16
 from optimizer.stages.quantize import Quantize
+from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
 from optimizer.types import MAIN_FILE
 
@@ -42,6 +43,7 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     Float16: ({}, {"keep": ("Softmax",)}),
     Calibrate: ({}, {"method": "minmax", "percentile": 99.9}),
     Quantize: ({"dialect": "cpu"}, {"dialect": "tensorrt", "keep": ("Gemm",), "at_least": 0.9}),
+    Refine: ({}, {"rounding": "learned", "bias_correction": True, "passes": 3, "dialect": "cpu"}),
     EngineRtx: ({}, {"profile": {"batch": (1, 2, 3)}, "compute_capabilities": ("8.6",)}),
     EngineTensorRT: ({}, {"profile": {"batch": (1, 2, 3)}}),
 }

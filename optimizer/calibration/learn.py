@@ -1,0 +1,282 @@
+"""Learn a quantized graph on its calibration samples: rounding, biases and scales that bring its outputs to float32's.
+
+What is minimised is the squared error of the graph's outputs, so that layers make up for one another's rounding. The
+graph's structure stays: what is delivered in int8 does not change.
+Source: Nagel et al. 2020, arXiv:2004.10568 (nearest is not the best rounding); Hubara et al. 2020, arXiv:2006.10518
+(weights and scales learned on a calibration set); Esser et al. 2020, arXiv:1902.08153 (learned step size); Nagel et al.
+2019, arXiv:1906.04721, section 4.2 (bias correction).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from optimizer.errors import StageError
+from optimizer.graph.differentiable import TorchGraph, fake_quantize
+from optimizer.graph.index import node_key
+from optimizer.graph.learnable import Learnable, find, write_back
+from optimizer.runtime.session import Array
+
+if TYPE_CHECKING:
+    from optimizer.data.samples import Samples
+    from optimizer.runtime.session import Session
+
+BATCH = 32
+# Autograd keeps about three tensors for each activation.
+_BUDGET_BYTES = 1 << 30
+_KEPT = 3
+# Shares of a quantization step (weights, biases) and of a scale that one update moves at most, at the start.
+_WEIGHT_RATE, _SCALE_RATE = 0.003, 0.003
+# One of so many samples is held out, to tell learning from memorising.
+_HELD_OUT, _MOST_HELD_OUT = 8, 64
+_MOST_CORRECTING = 128
+# The interpretation in torch against itself in another order of summation; a wrong operator differs in the first digit.
+_AGREES_DB = 60.0
+
+Feed = Mapping[str, Array]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What is done: first the mean of every layer's error leaves its bias, then so many passes learn everything."""
+
+    passes: int
+    correct_biases: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What learning did to the outputs: their SQNR against float32 on held-out samples, in dB, before and after."""
+
+    before_db: float
+    after_db: float
+    learned_on: int
+    held_out: int
+
+
+def refine(
+    quantized: onnx.ModelProto,
+    float32: onnx.ModelProto,
+    samples: Samples,
+    *,
+    reference: Session,
+    how: Learning,
+    progress: Progress,
+) -> Refined:
+    """Change the constants of `quantized`, in place, so that its outputs come closer to those of `float32`.
+
+    `reference` executes `float32`: torch's reading of the graph is held against it first.
+
+    What does not improve held-out samples is not kept.
+    Memory: what a batch's activations and their gradients take, by a budget; samples are read again in every pass.
+    Numeric: deterministic for a number of threads. Raises: StageError for an operator without a known gradient, too few
+    samples, or a graph without a float output.
+    """
+    learnable = find(quantized, float32)
+    pair = _Pair(TorchGraph(float32), TorchGraph(quantized), learnable)
+    groups = _groups(samples)
+    order = np.random.default_rng(0).permutation(len(samples))
+    held = order[: min(_MOST_HELD_OUT, len(samples) // _HELD_OUT)]
+    if len(held) == 0:
+        raise StageError(
+            f"{len(samples)} samples are too few to learn from: give at least {_HELD_OUT}", where="data.calibration"
+        )
+    rest = order[len(held) :]
+    with _threads():
+        size = _batch_size(pair.float32, _feed(samples, rest[:1]))
+        judged = list(_batches(samples, groups, held, size))
+        pair.check_reading(reference, judged[0])
+        before = pair.sqnr_db(judged)
+        if how.correct_biases:
+            _correct_biases(pair, next(_batches(samples, groups, rest, min(size * _KEPT, _MOST_CORRECTING))))
+        optimizer, schedule = _optimizer(pair, how.passes * math.ceil(len(rest) / size))
+        for number in range(how.passes):
+            shuffled = np.random.default_rng(number + 1).permutation(rest)
+            for feed in _batches(samples, groups, shuffled, size):
+                optimizer.zero_grad()
+                pair.loss(feed).backward()
+                optimizer.step()
+                schedule.step()
+            progress(number + 1, how.passes)
+        after = pair.sqnr_db(judged)
+    # Judged once, at the end: the best of many passes on few samples would be chance.
+    if after > before:
+        write_back(quantized, learnable, {n: t.detach().numpy() for n, t in pair.parameters.items()})
+    return Refined(before, after, len(rest), len(held))
+
+
+class _Pair:
+    """The float32 graph and the quantized one, with everything that may change in it as torch parameters."""
+
+    def __init__(self, float32: TorchGraph, quantized: TorchGraph, learnable: Learnable) -> None:
+        import torch
+
+        self.float32, self.quantized, self.learnable = float32, quantized, learnable
+        self.outputs = [name for name in quantized.outputs if name in float32.outputs]
+        start: dict[str, Any] = {w.result: torch.from_numpy(w.value.copy()) for w in learnable.weights}
+        start |= {b.result: torch.from_numpy(b.value.copy()) for b in learnable.biases.values()}
+        start |= {name: quantized.constants[name].clone() for name in learnable.scales}
+        self.parameters = {name: torch.nn.Parameter(value) for name, value in start.items()}
+
+    def learned(self) -> dict[str, Any]:
+        """Return what stands in for constants and for the tensors that are dequantized from them."""
+        constants, values = self.quantized.constants, dict(self.parameters)
+        for weight in self.learnable.weights:
+            shape = [-1 if i == weight.axis else 1 for i in range(weight.value.ndim)]
+            scale, zero_point = (constants[name].reshape(shape) for name in (weight.scale, weight.zero_point))
+            values[weight.result] = fake_quantize(self.parameters[weight.result], scale, zero_point)
+        return values
+
+    def both(self, feed: Feed) -> list[tuple[Any, Any]]:
+        """Return each float output of float32 with that of the quantized graph."""
+        import torch
+
+        with torch.no_grad():
+            expected = self.float32.run(feed)
+        found = self.quantized.run(feed, self.learned())
+        pairs = [(expected[n], found[n]) for n in self.outputs if expected[n].is_floating_point()]
+        if not pairs:
+            raise StageError("the graph has no float output to learn from", where="learning")
+        return pairs
+
+    def check_reading(self, reference: Session, feed: Feed) -> None:
+        """Hold torch's reading of the float32 graph against an execution of it.
+
+        Raises: StageError, naming the output that differs.
+        """
+        import torch
+
+        expected = reference.infer(feed)
+        with torch.no_grad():
+            found = self.float32.run(feed)
+        for name in self.outputs:
+            exact, read = expected[name].astype(np.float64), found[name].numpy().astype(np.float64)
+            noise = float(((exact - read) ** 2).sum())
+            if expected[name].dtype.kind == "f" and noise > 10 ** (-_AGREES_DB / 10) * float((exact**2).sum()):
+                raise StageError(
+                    f"output '{name}' of the float32 graph comes out otherwise in torch than in onnxruntime",
+                    where="learning",
+                    hint="Take learning out of the variant's options: rounding: nearest. Please report the model.",
+                )
+
+    def loss(self, feed: Feed) -> Any:
+        """Return the sum over the outputs of squared error by power: one output's unit is not another's."""
+        terms = [((y - x) ** 2).mean() / (x**2).mean().clamp_min(1e-12) for x, y in self.both(feed)]
+        return sum(terms[1:], terms[0])
+
+    def sqnr_db(self, feeds: Sequence[Feed]) -> float:
+        """Return 10 log10 of power by squared error over all batches, the mean of the outputs', in dB."""
+        import torch
+
+        sums: list[list[float]] = []
+        with torch.no_grad():
+            for feed in feeds:
+                each = [[float((v.double() ** 2).sum()) for v in (x, y - x)] for x, y in self.both(feed)]
+                sums = [[a + c, b + d] for (a, b), (c, d) in zip(sums or [[0.0, 0.0]] * len(each), each, strict=True)]
+        return float(np.mean([10 * math.log10(max(power, 1e-30) / max(error, 1e-30)) for power, error in sums]))
+
+
+def _optimizer(pair: _Pair, steps: int) -> tuple[Any, Any]:
+    """Adam, whose updates are about as large as the rate: each parameter's is a share of its own step or scale."""
+    import torch
+
+    groups: list[dict[str, Any]] = []
+    weights = {w.result: float(pair.quantized.constants[w.scale].mean()) for w in pair.learnable.weights}
+    typical = float(np.median(list(weights.values()))) if weights else 1.0
+    for name, parameter in pair.parameters.items():
+        if name in pair.learnable.scales:
+            rate = _SCALE_RATE * float(parameter.detach())
+        else:
+            rate = _WEIGHT_RATE * weights.get(name, typical)
+        groups.append({"params": [parameter], "lr": rate})
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
+
+
+def _correct_biases(pair: _Pair, feed: Feed) -> None:
+    """Take the mean of each layer's error, over this batch and all positions, out of its bias, first layer first."""
+    import torch
+
+    biases = {bias.added_by: bias for bias in pair.learnable.biases.values()}
+    means: dict[str, Any] = {}
+
+    def channel_mean(node: onnx.NodeProto, value: Any) -> Any:
+        channels = 1 if node.op_type.startswith("Conv") else value.ndim - 1
+        return value.mean([i for i in range(value.ndim) if i != channels])
+
+    def note(node: onnx.NodeProto, value: Any) -> Any:
+        if node_key(node) in biases:
+            means[node_key(node)] = channel_mean(node, value)
+        return value
+
+    def correct(node: onnx.NodeProto, value: Any) -> Any:
+        if node_key(node) not in means:
+            return value
+        shift = means[node_key(node)] - channel_mean(node, value)
+        pair.parameters[biases[node_key(node)].result] += shift
+        return (
+            value + shift.reshape([-1, *[1] * (value.ndim - 2)]) if node.op_type.startswith("Conv") else value + shift
+        )
+
+    with torch.no_grad():
+        pair.float32.run(feed, observe=note)
+        pair.quantized.run(feed, pair.learned(), observe=correct)
+
+
+def _groups(samples: Samples) -> list[tuple[tuple[int, ...], ...]]:
+    """Return each sample's shapes: only samples of the same make a batch."""
+    return [tuple(array.shape for array in samples[i].inputs.values()) for i in range(len(samples))]
+
+
+def _batches(samples: Samples, shapes: Sequence[Any], chosen: Sequence[int] | Array, size: int) -> Iterator[Feed]:
+    """Yield the chosen samples in batches of one shape, in their order as far as shapes allow."""
+    waiting: dict[Any, list[int]] = {}
+    for index in map(int, chosen):
+        group = waiting.setdefault(shapes[index], [])
+        group.append(index)
+        if len(group) == size:
+            yield _feed(samples, waiting.pop(shapes[index]))
+    for group in waiting.values():
+        yield _feed(samples, group)
+
+
+def _feed(samples: Samples, indices: Sequence[int] | Array) -> Feed:
+    picked = [samples[int(i)].inputs for i in indices]
+    return {name: np.stack([inputs[name] for inputs in picked]) for name in picked[0]}
+
+
+def _batch_size(graph: TorchGraph, feed: Feed) -> int:
+    import torch
+
+    held = 0
+
+    def measure(node: onnx.NodeProto, value: Any) -> Any:
+        nonlocal held
+        del node
+        held += sum(v.nbytes for v in (value if isinstance(value, tuple) else (value,)))
+        return value
+
+    with torch.no_grad():
+        graph.run(feed, observe=measure)
+    return max(1, min(BATCH, _BUDGET_BYTES // max(_KEPT * held, 1)))
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
