@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Format = Literal["checkpoint", "code", "data", "onnx", "engine", "calibration", "measurement"]
+Format = Literal["checkpoint", "code", "data", "onnx", "engine", "calibration", "diagnosis", "measurement"]
 
 # The main file of an artifact's directory; external data and receipts lie beside it.
 MAIN_FILE: Mapping[str, str] = {
     "onnx": "model.onnx",
     "engine": "engine.plan",
     "calibration": "table.json",
+    "diagnosis": "diagnosis.json",
     "measurement": "measurement.json",
 }
 

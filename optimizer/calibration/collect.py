@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Literal
 
 import numpy as np
 import onnx
 
 from optimizer.calibration.histogram import RunningHistogram
+from optimizer.calibration.noise import NoiseTest
 from optimizer.data.samples import Array, Batch, Samples, batches
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
@@ -21,10 +26,14 @@ from optimizer.types import TensorSpec
 # A larger batch is no faster on a CPU, and holds more activations at once.
 BATCH = 16
 # Activations held at once: large pictures come in smaller batches.
-_BUDGET_BYTES = 256 << 20
-_WHERE = "calibration data"
+_BUDGET_BYTES = 128 << 20
+# Batches run side by side, each on its share of the processors: while one is counted in numpy, mostly under the
+# interpreter's lock, another is inferred. Histograms do not depend on the order in which they are fed.
+_MOST_WORKERS = 4
 
+Role = Literal["calibration", "evaluation"]
 Progress = Callable[[int, int], None]
+Histograms = Mapping[str, RunningHistogram]
 
 
 @dataclass(slots=True)
@@ -32,33 +41,92 @@ class Collected:
     """What one pass found. `repeated` counts samples run twice to fill the last batch of a graph of fixed batch."""
 
     histograms: dict[str, RunningHistogram]
+    role: Role = "calibration"
     samples: int = 0
     repeated: int = 0
     first_content: str = ""
     varied: bool = field(default=False)
+    noise: dict[str, NoiseTest] = field(default_factory=dict)
+    locks: dict[str, Lock] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """What an error is located by."""
+        return f"{self.role} data"
 
 
-def collect(model: onnx.ModelProto, tensors: Sequence[str], samples: Samples, progress: Progress) -> Collected:
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """`call` is given the samples so far and the histograms, once for each share of the samples in `shares`."""
+
+    call: Callable[[int, Histograms], None]
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+
+    def due(self, before: int, now: int, total: int) -> bool:
+        """Return whether a share was reached between the two counts; the last batch is no checkpoint."""
+        return now < total and any(before < share * total <= now for share in self.shares)
+
+
+def collect(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    samples: Samples,
+    progress: Progress,
+    watch: Watch | None = None,
+    role: Role = "calibration",
+) -> Collected:
     """Return a histogram per tensor over all samples; `model` gets them as outputs.
 
-    Memory: the activations of one batch, and 64 KiB a tensor; nothing of a batch outlives it.
-    Raises: StageError for no samples, fewer than announced, all alike, or values that are NaN or infinite.
+    Samples of unlike shapes run in batches of their own; none is left out.
+    Memory: the activations of a batch per worker, and 64 KiB a tensor; nothing of a batch outlives it.
+    Raises: StageError for no samples, fewer than announced, values that are NaN or infinite, or, where they calibrate,
+    samples that are all alike.
     """
     if len(samples) == 0:
-        raise StageError("holds no samples", where=_WHERE, hint="Check data.calibration: the split's name, its place.")
-    collected = Collected({name: RunningHistogram() for name in tensors})
+        raise StageError(
+            "holds no samples", where=f"{role} data", hint=f"Check data.{role}: the split's name, its place."
+        )
+    collected = Collected(
+        {name: RunningHistogram() for name in tensors}, role, locks={name: Lock() for name in tensors}
+    )
     _add_outputs(model, tensors)
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, _MOST_WORKERS)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
-        with OnnxSession(path, threads=len(os.sched_getaffinity(0))) as session:
+        with OnnxSession(path, threads=cores // workers) as session, ThreadPoolExecutor(workers) as pool:
             fixed = _fixed_batch(session.inputs)
-            size = fixed or _batch_size(session, samples, tensors)
+            size = fixed or _batch_size(session, samples, tensors, workers)
+            pending: deque[Future[None]] = deque()
             for batch in batches(samples, size):
-                _fold(session, batch, fixed, collected)
+                _check_inputs(batch, collected)
+                feed = _filled(batch, fixed, collected)
+                pending.append(pool.submit(_fold, session, batch, feed, collected))
+                before, collected.samples = collected.samples, collected.samples + len(batch)
+                due = watch is not None and watch.due(before, collected.samples, len(samples))
+                # Errors come in the order of the samples, and no more batches are held than are worked on.
+                while len(pending) > (0 if due else workers):
+                    pending.popleft().result()
+                if due and watch is not None:
+                    watch.call(collected.samples, collected.histograms)
                 progress(collected.samples, len(samples))
+            for last in pending:
+                last.result()
     _check_complete(collected, len(samples))
     return collected
+
+
+def refuse_noise(collected: Collected) -> None:
+    """Raise StageError if an input was fed random numbers instead of data."""
+    for name, test in collected.noise.items():
+        if law := test.law():
+            raise StageError(
+                f"input '{name}' is random numbers ({law}, alike at every position and unrelated to their neighbours): "
+                "ranges found from them say nothing about real inputs",
+                where=collected.where,
+                hint="Give real samples. Where the model is fed noise in use, too: data.calibration.synthetic: true.",
+            )
 
 
 def _add_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
@@ -73,31 +141,34 @@ def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
     return next((s for s in sizes if isinstance(s, int)), None)
 
 
-def _batch_size(session: OnnxSession, samples: Samples, tensors: Sequence[str]) -> int:
+def _batch_size(session: OnnxSession, samples: Samples, tensors: Sequence[str], workers: int) -> int:
     """Return how many samples' activations fit the budget, by running the first one."""
     first = samples[0]
     outputs = session.infer({name: array[np.newaxis] for name, array in first.inputs.items()})
     each = sum(outputs[name].nbytes for name in tensors if name in outputs)
-    return max(1, min(BATCH, _BUDGET_BYTES // max(each, 1)))
+    return max(1, min(BATCH, _BUDGET_BYTES // max(each * workers, 1)))
 
 
-def _fold(session: OnnxSession, batch: Batch, fixed: int | None, collected: Collected) -> None:
-    _check_inputs(batch, collected)
-    feed: dict[str, Array] = dict(batch.inputs)
+def _filled(batch: Batch, fixed: int | None, collected: Collected) -> dict[str, Array]:
     missing = fixed - len(batch) if fixed else 0
-    if missing:
-        feed = {name: _fill(array, missing) for name, array in feed.items()}
-        collected.repeated += missing
+    if not missing:
+        return dict(batch.inputs)
+    collected.repeated += missing
+    return {name: _fill(array, missing) for name, array in batch.inputs.items()}
+
+
+def _fold(session: OnnxSession, batch: Batch, feed: dict[str, Array], collected: Collected) -> None:
     outputs: dict[str, Array] = session.infer(feed)
     for name, histogram in collected.histograms.items():
         values = feed[name] if name in feed else outputs.pop(name)
-        if not histogram.fold(values):
+        with collected.locks[name]:
+            finite = histogram.fold(values)
+        if not finite:
             raise StageError(
                 f"activation '{name}' becomes NaN or infinite on {_culprits(values, batch)}",
-                where=_WHERE,
+                where=collected.where,
                 hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
             )
-    collected.samples += len(batch)
 
 
 def _fill(array: Array, missing: int) -> Array:
@@ -107,13 +178,14 @@ def _fill(array: Array, missing: int) -> Array:
 
 def _check_inputs(batch: Batch, collected: Collected) -> None:
     for name, array in batch.inputs.items():
+        collected.noise.setdefault(name, NoiseTest()).fold(array)
         if array.dtype.kind != "f":
             continue
         bad = [i for i, row in enumerate(array) if not np.isfinite(row).all()]
         if bad:
             raise StageError(
                 f"input '{name}' holds NaN or infinite values",
-                where=f"{_WHERE}, sample {batch.identities[bad[0]]}",
+                where=f"{collected.where}, sample {batch.identities[bad[0]]}",
                 hint="Clean the data: no range can be found from such a sample.",
             )
     if not collected.varied:
@@ -143,13 +215,13 @@ def _check_complete(collected: Collected, asked: int) -> None:
     if collected.samples < asked:
         raise StageError(
             f"announced {asked} samples and yielded {collected.samples}",
-            where=_WHERE,
+            where=collected.where,
             hint="The source ended early: correct its length, or ask for fewer samples.",
         )
-    if not collected.varied:
+    if not collected.varied and collected.role == "calibration":
         what = "holds one sample" if asked == 1 else f"all {asked} samples are identical"
         raise StageError(
             f"{what}: ranges found from it say nothing about other inputs",
-            where=_WHERE,
+            where=collected.where,
             hint="Give real, varied samples; 128 to 512 are usual.",
         )

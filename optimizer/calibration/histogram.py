@@ -32,22 +32,28 @@ class RunningHistogram:
 
     def fold(self, values: Array) -> bool:
         """Count `values` (floating point, any shape); return False, and count nothing, if any is NaN or infinite."""
-        if values.size == 0:
-            return True
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return False
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        if largest := max(-low, high):  # zeros fall into the same bin whatever the range
-            self._grow(math.frexp(largest)[1])
         flat = values.reshape(-1)
-        # A power of two between 1 and 2**126 scales float32 exactly; magnitudes beyond 4,096 go by way of float64.
-        kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
-        factor = kind(BINS * 2.0**-self.exponent)
+        before = (self.minimum, self.maximum, self.exponent, self.counts.copy())
+        # Fresh memory for each block would take longer than the arithmetic.
+        places = np.empty(min(_BLOCK, flat.size), np.intp)
+        room = np.empty(len(places))
         for start in range(0, flat.size, _BLOCK):
-            scaled = np.multiply(flat[start : start + _BLOCK], factor, dtype=kind)
-            bins = np.floor(scaled, out=scaled).astype(np.intp)
-            bins += BINS
+            block = flat[start : start + _BLOCK]
+            low, high = float(block.min()), float(block.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                self.minimum, self.maximum, self.exponent, self.counts = before
+                return False
+            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+            if largest := max(-low, high):  # zeros fall into the same bin whatever the range
+                self._grow(math.frexp(largest)[1])
+            # A power of two between 1 and 2**126 scales float32 exactly; magnitudes beyond 4,096 go by way of float64.
+            kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
+            scaled = room.view(kind)[: block.size]
+            np.multiply(block, kind(BINS * 2.0**-self.exponent), out=scaled, dtype=kind)
+            np.floor(scaled, out=scaled)
+            np.add(scaled, kind(BINS), out=scaled)  # exact: whole numbers up to 8,192
+            bins = places[: block.size]
+            np.copyto(bins, scaled, casting="unsafe")
             self.counts += np.bincount(bins, minlength=2 * BINS)
         return True
 
@@ -65,6 +71,22 @@ class RunningHistogram:
     def edges(self) -> npt.NDArray[np.float64]:
         """The `2 * BINS + 1` bin edges."""
         return np.arange(-BINS, BINS + 1, dtype=np.float64) * self.bin_width
+
+    @property
+    def zeros(self) -> int:
+        """How many values are taken to be exactly zero: what bin `BINS` holds more than either of its neighbours.
+
+        A Relu writes millions of them. Every scale represents them exactly, so they must not pull at a threshold.
+        """
+        before, at, after = (int(c) for c in self.counts[BINS - 1 : BINS + 2])
+        return max(0, at - max(before, after))
+
+    def copy(self) -> RunningHistogram:
+        """Return a histogram that goes on by itself."""
+        other = RunningHistogram()
+        other.minimum, other.maximum, other.exponent = self.minimum, self.maximum, self.exponent
+        other.counts = self.counts.copy()
+        return other
 
     def _grow(self, exponent: int) -> None:
         """Widen the range to [-2**exponent, 2**exponent) by merging bins; never narrow it."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from optimizer.cli.ranges import chosen_ranges, largest_change_first, screen, with_health
 from optimizer.errors import MissingToolError, UsageError
 
 _SHOWN = 12  # names listed of a part that differs; --json has all
@@ -30,10 +31,18 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
         raise MissingToolError(f"inspect needs onnx ({error})", hint="pip install onnx") from error
     documents = [inspect(file) for file in files]
     if len(documents) == 1:
-        click.echo(json.dumps(documents[0], indent=1) if as_json else "\n".join(_summary(documents[0])))
+        click.echo(json.dumps(_whole(documents[0]), indent=1) if as_json else "\n".join(_summary(documents[0])))
+        return
+    if not as_json and all(document["kind"] == "calibration" for document in documents):
+        documents = [chosen_ranges(document) for document in documents]
+        click.echo("\n".join(_differences(largest_change_first(difference(*documents)))))
         return
     found = difference(*documents)
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(_differences(found)))
+
+
+def _whole(document: dict[str, Any]) -> dict[str, Any]:
+    return with_health(document) if document["kind"] == "calibration" else document
 
 
 def _summary(document: Mapping[str, Any]) -> Iterator[str]:
@@ -44,7 +53,7 @@ def _summary(document: Mapping[str, Any]) -> Iterator[str]:
     for side in ("inputs", "outputs"):
         for spec in document.get(side, ()):
             yield f"{side[:-1]:<8} {spec['name']}  {spec['dtype']}[{', '.join(map(str, spec['shape']))}]"
-    yield from {"onnx": _onnx, "engine": _engine, "calibration": _calibration}[document["kind"]](document)
+    yield from {"onnx": _onnx, "engine": _engine, "calibration": screen}[document["kind"]](document)
 
 
 def _onnx(document: Mapping[str, Any]) -> Iterator[str]:
@@ -68,13 +77,6 @@ def _engine(document: Mapping[str, Any]) -> Iterator[str]:
     for layer in layers:
         types = "/".join(sorted({tensor["type"] for tensor in (*layer["inputs"], *layer["outputs"])})) or "-"
         yield f"  {layer['kind']:<16} {types:<14} {', '.join(layer['onnx_nodes']) or layer['name']}"
-
-
-def _calibration(document: Mapping[str, Any]) -> Iterator[str]:
-    yield f"method   {document['method']}" + (f", {document['samples']} samples" if "samples" in document else "")
-    yield f"tensors  {len(document['tensors'])}"
-    for name, entry in document["tensors"].items():
-        yield f"  {name}  {_entry(entry)}"
 
 
 def _shares(shares: Mapping[str, float]) -> str:

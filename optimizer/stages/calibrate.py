@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from optimizer.stage import Stage, StageContext
 from optimizer.types import Artifact, Format
+
+if TYPE_CHECKING:
+    from optimizer.calibration.collect import Collected, Histograms
+    from optimizer.calibration.estimators import Method
+    from optimizer.calibration.histogram import RunningHistogram
+    from optimizer.calibration.table import CalibrationTable, MethodRange
 
 
 class Calibrate(Stage):
@@ -22,47 +29,85 @@ class Calibrate(Stage):
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", "percentile")}
 
-    method: Literal["minmax", "percentile"] = Field(
+    method: Literal["minmax", "percentile", "entropy", "mse", "auto"] = Field(
         "percentile", description="how the range of an activation is chosen"
     )
     percentile: float = Field(
         99.999, gt=50.0, le=100.0, description="percent of values that percentile covers; the rest is clipped"
     )
+    synthetic: bool = Field(False, json_schema_extra={"derived": True})  # the recipe says that its data is random
 
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
-        """Write the calibration table.
+        """Write the calibration table: what every method finds in one pass, and the chosen one's name.
 
-        Raises: StageError for a graph that cannot be quantized, and for samples that are too few, all alike, or NaN.
+        Raises: StageError for a graph that cannot be quantized, and for samples that are too few, all alike, NaN, or
+        random numbers.
         """
         import onnx
 
-        from optimizer.calibration import estimators
-        from optimizer.calibration.collect import collect
-        from optimizer.calibration.table import CalibrationTable, TensorRange
+        from optimizer.calibration.collect import Watch, collect, refuse_noise
+        from optimizer.calibration.doctor import findings
         from optimizer.graph.quantize import activations
 
         model = onnx.load(sources["graph"].file)
-        tensors = activations(model)
+        # What is to be picked per tensor starts from one method for all.
+        base: Method = "percentile" if self.method == "auto" else self.method
+        earlier = _Earlier(base, self.percentile)
         found = collect(
             model,
-            tensors,
+            activations(model),
             context.samples("calibration"),
             lambda done, total: context.progress("calibration samples", done, total),
+            Watch(earlier.take),
         )
-        ranges = {}
-        for name, histogram in found.histograms.items():
-            if histogram.total == 0:
-                continue  # no sample reaches it; quantize names it should it need it
-            estimate = (
-                estimators.minmax(histogram)
-                if self.method == "minmax"
-                else estimators.percentile(histogram, self.percentile)
-            )
-            ranges[name] = TensorRange(
-                min=histogram.minimum, max=histogram.maximum, values=histogram.total, **asdict(estimate)
-            )
-        percentile = self.percentile if self.method == "percentile" else None
-        CalibrationTable(self.method, percentile, found.samples, ranges).write(workdir / self.main_file)
-        context.note(f"{len(ranges)} activations over {found.samples} samples, {self.method}")
+        if not self.synthetic:
+            refuse_noise(found)
+        table = self._table(found, earlier)
+        table.write(workdir / self.main_file)
+        context.note(f"{len(table.tensors)} activations over {found.samples} samples, {self.method}")
         if found.repeated:
             context.note(f"the graph's batch is fixed: {found.repeated} samples were run again to fill the last batch")
+        for sentence in findings(table):
+            context.note(sentence)
+
+    def _table(self, found: Collected, earlier: _Earlier) -> CalibrationTable:
+        from optimizer.calibration.doctor import examine
+        from optimizer.calibration.estimators import estimates
+        from optimizer.calibration.table import CalibrationTable, TensorRange
+
+        tensors = {}
+        # What no sample reaches has no range; quantize names it should it need it.
+        seen = {name: histogram for name, histogram in found.histograms.items() if histogram.total}
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            estimated = pool.map(lambda histogram: estimates(histogram, self.percentile), seen.values())
+            each = dict(zip(seen, estimated, strict=True))
+        for name, histogram in seen.items():
+            methods: dict[str, MethodRange] = {
+                method: examine(histogram, estimate, earlier.magnitudes(name) if method == earlier.method else ())
+                for method, estimate in each[name].items()
+            }
+            tensors[name] = TensorRange(histogram.minimum, histogram.maximum, histogram.total, earlier.method, methods)
+        return CalibrationTable(self.method, self.percentile, found.samples, tensors, tuple(earlier.found))
+
+
+class _Earlier:
+    """What the chosen method would have said before all samples were seen: a number per tensor and checkpoint."""
+
+    def __init__(self, method: Method, percentile: float) -> None:
+        self.method: Method = method
+        self.percentile = percentile
+        self.found: dict[int, dict[str, float]] = {}
+
+    def take(self, samples: int, histograms: Histograms) -> None:
+        """Estimate from what was seen so far."""
+        from optimizer.calibration.estimators import magnitude
+
+        def found(histogram: RunningHistogram) -> float:
+            return magnitude(histogram, self.method, self.percentile) if histogram.total else 0.0
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            self.found[samples] = dict(zip(histograms, pool.map(found, histograms.values()), strict=True))
+
+    def magnitudes(self, name: str) -> tuple[float, ...]:
+        """Return a tensor's magnitude at each checkpoint."""
+        return tuple(found[name] for found in self.found.values())

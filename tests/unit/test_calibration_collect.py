@@ -59,6 +59,26 @@ def test_large_activations_come_in_smaller_batches(monkeypatch: pytest.MonkeyPat
     assert seen[-1] == 12
 
 
+def test_the_number_of_workers_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "BATCH", 4)
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setattr(collecting, "_MOST_WORKERS", workers)
+        found.append(collected(small_cnn(), Arrays(pictures(30)))["image"])
+    np.testing.assert_array_equal(found[0].counts, found[1].counts)
+    assert found[0].total == 30 * 192
+
+
+def test_the_first_bad_sample_is_named_whichever_worker_meets_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "BATCH", 1)
+    arrays = pictures(20)
+    for index in (3, 4, 5, 6):
+        arrays[index] = np.full_like(arrays[index], 3e38)
+    for _ in range(5):
+        with pytest.raises(StageError, match="on sample picture-3"):
+            collected(small_cnn(), Arrays(arrays))
+
+
 def test_samples_of_mixed_shapes_are_all_counted() -> None:
     text = "g (float[batch, 1, h, w] image) => (float[batch, 2, h, w] y) { y = Conv <pads = [1, 1, 1, 1]> (image, w0) }"
     model = build(text, {"w0": (2, 1, 3, 3)})
@@ -91,20 +111,42 @@ def test_an_activation_that_overflows_names_itself_and_the_sample() -> None:
         collected(model, Arrays(arrays))
 
 
-def test_no_samples_are_refused() -> None:
-    with pytest.raises(StageError, match="holds no samples"):
-        collected(small_cnn(), Arrays([]))
+REFUSED = {
+    "none": (
+        Arrays([]),
+        "calibration data: holds no samples\n  Check data.calibration: the split's name, its place.",
+    ),
+    "fewer than asked": (
+        Arrays(pictures(5), announced=9),
+        (
+            "calibration data: announced 9 samples and yielded 5\n"
+            "  The source ended early: correct its length, or ask for fewer samples."
+        ),
+    ),
+    "one": (
+        Arrays(pictures(1)),
+        (
+            "calibration data: holds one sample: ranges found from it say nothing about other inputs\n"
+            "  Give real, varied samples; 128 to 512 are usual."
+        ),
+    ),
+    "constant": (
+        Arrays(pictures(1) * 6),
+        (
+            "calibration data: all 6 samples are identical: ranges found from it say nothing about other inputs\n"
+            "  Give real, varied samples; 128 to 512 are usual."
+        ),
+    ),
+}
 
 
-def test_fewer_samples_than_announced_are_refused() -> None:
-    with pytest.raises(StageError, match="announced 9 samples and yielded 5"):
-        collected(small_cnn(), Arrays(pictures(5), announced=9))
-
-
-@pytest.mark.parametrize(("count", "text"), [(6, "all 6 samples are identical"), (1, "holds one sample")])
-def test_constant_data_is_refused(count: int, text: str) -> None:
-    with pytest.raises(StageError, match=text):
-        collected(small_cnn(), Arrays(pictures(1) * count))
+@pytest.mark.parametrize("case", REFUSED)
+def test_data_that_cannot_calibrate_is_refused(case: str) -> None:
+    samples, text = REFUSED[case]
+    with pytest.raises(StageError) as caught:
+        collected(small_cnn(), samples)
+    assert str(caught.value) == text
+    assert caught.value.exit_code == 4
 
 
 def test_a_tensor_inside_a_fused_operator_is_still_read() -> None:

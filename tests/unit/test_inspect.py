@@ -71,9 +71,15 @@ def engine(folder, **changes):
     return folder
 
 
+def tensor(largest, method):
+    ranges = {"low": 0.0, "high": largest, "magnitude": largest, "clipped": 0.0, "sqnr_db": 40.0, "earlier": [2.0]}
+    return {"min": 0.0, "max": largest, "values": 640, "method": method, "methods": {method: ranges}}
+
+
 def table(path, **changes):
-    ranges = {"image": {"min": -2.0, "max": 2.0}, "c": {"min": 0.0, "max": 4.0}} | changes.pop("tensors", {})
-    document = {"schema": 1, "method": "percentile", "samples": 256, "tensors": ranges} | changes
+    largest = {"image": 2.0, "c": 4.0} | changes.pop("tensors", {})
+    head = {"schema": 2, "method": "percentile", "percentile": 99.9, "samples": 256, "checkpoints": [192]} | changes
+    document = head | {"tensors": {name: tensor(value, head["method"]) for name, value in largest.items()}}
     path.write_text(json.dumps(document))
     return path
 
@@ -132,8 +138,39 @@ def test_engine_is_read_from_its_receipt(tmp_path):
 
 def test_calibration_table_screen(tmp_path):
     screen = show(table(tmp_path / "table.json"))
-    assert "method   percentile, 256 samples" in screen
-    assert "  image  min -2, max 2" in screen
+    assert "method   percentile (99.9 %), 256 samples" in screen
+    lines = screen.splitlines()
+    assert "  ! c still move with the number of samples, by up to 50% over the last quarter" in screen
+    assert lines[-2].split()[:8] == ["c", "percentile", "0", "4", "4", "0", "40.0", "50.0%"]
+    assert lines[-1].split() == ["image", "percentile", "0", "2", "2", "0", "40.0", "0.0%"]
+
+
+def test_the_worst_tensors_are_shown_and_json_has_all_with_the_findings(tmp_path):
+    path = table(tmp_path / "table.json", tensors={f"t{i}": 2.0 for i in range(40)} | {"dead": 0.0})
+    lines = show(path).splitlines()
+    assert lines[-1] == "  ... and 23 more, with less to say (--json has all)"
+    assert lines[-21].split()[0] == "dead"
+    assert lines[-21].endswith("dead: zero throughout")
+    document = json.loads(show(path, "--json"))
+    assert len(document["tensors"]) == 43
+    assert list(document["complaints"]) == ["dead", "c"]
+    assert "dead are zero throughout" in document["findings"]
+
+
+def test_a_table_of_another_schema_is_refused(tmp_path):
+    path = table(tmp_path / "table.json", schema=1)
+    with pytest.raises(UsageError) as caught:
+        show(path)
+    assert str(caught.value) == (
+        f"{path}: is schema 1; this version reads 2\n  Build it again: optimize build writes one per int8 variant."
+    )
+
+
+def test_a_damaged_table_is_refused(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"schema": 2, "method": "mse", "tensors": {"a": {}}}))
+    with pytest.raises(UsageError, match="is no whole calibration table"):
+        show(path)
 
 
 def test_file_against_itself_differs_in_nothing(tmp_path):
@@ -169,16 +206,19 @@ def test_difference_of_engines_names_precision_and_fusion_by_onnx_node(tmp_path)
 
 def test_difference_of_tables_names_tensors(tmp_path):
     first = table(tmp_path / "a.json")
-    second = table(tmp_path / "b.json", method="minmax", tensors={"c": {"min": 0.0, "max": 9.0}, "d": {"max": 1.0}})
+    second = table(tmp_path / "b.json", method="minmax", tensors={"c": 9.0, "d": 1.0})
     screen = show(first, second)
     assert "method: percentile -> minmax" in screen
     assert "  + d" in screen
-    assert "  c: min 0, max 4 -> min 0, max 9" in screen
+    changed = [line for line in screen.splitlines() if "->" in line and "magnitude" in line]
+    assert changed[0] == (
+        "  c: method percentile, low 0, high 4, magnitude 4 -> method minmax, low 0, high 9, magnitude 9"
+    )
 
 
 def test_long_differences_are_cut_on_the_screen_and_whole_in_json(tmp_path):
     first = table(tmp_path / "a.json")
-    second = table(tmp_path / "b.json", tensors={f"t{i}": {"max": 1.0} for i in range(40)})
+    second = table(tmp_path / "b.json", tensors={f"t{i}": 1.0 for i in range(40)})
     assert "... and 28 more (--json has all)" in show(first, second)
     assert len(json.loads(show(first, second, "--json"))["tensors"]["only_second"]) == 40
 

@@ -1,0 +1,102 @@
+"""Kullback-Leibler divergence between a histogram and its quantized self, for all candidate thresholds at once.
+
+For a threshold of `i` bins the reference P is those bins, with everything clipped added to the outermost; Q is the same
+bins without what was clipped, merged into levels and each level spread evenly over its bins that are not empty in P.
+Written over levels instead of bins, with S the sum of Q and n the number of bins in use in a level, it is
+
+    KL(P || Q) = (sum_j P_j log P_j - sum_g P_g log(S_g / n_g)) / sum(P) - log sum(P) + log sum(S)
+
+so that prefix sums answer a candidate with one lookup per level. A level that Q leaves empty and P does not makes the
+divergence infinite. Level g of i bins over L levels is the bins j with floor(j * L / i) = g: no remainder is piled up.
+Source: Migacz 2017, 8-bit Inference with TensorRT, slides 34 to 40; the levels are those of fractional width there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+# Magnitudes of symmetric int8, and values of uint8.
+MAGNITUDES, VALUES = 128, 256
+# Candidates examined at a time: their levels stay in the processor's cache.
+_BLOCK = 256
+_ROUNDS = 2
+FEWEST_BINS = 2048
+
+
+def best_threshold(counts: Floats) -> int:
+    """Return how many bins of a histogram of magnitudes to keep, out of MAGNITUDES and more."""
+    used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
+    if used <= MAGNITUDES:
+        return used
+    candidates = np.arange(MAGNITUDES, used + 1)
+    return int(candidates[np.argmin(divergences(counts, candidates, MAGNITUDES))])
+
+
+def best_pair(counts: Floats, zero: int) -> tuple[int, int]:
+    """Return how many bins to keep below and above bin edge `zero`, for unsigned integers with a zero point.
+
+    Numeric: one bound after the other over all of its thresholds, twice, from the full range on; a side without values
+    stays at zero, which the range must hold.
+    """
+    filled = np.flatnonzero(counts)
+    if not filled.size:
+        return 0, 0
+    below, above = max(zero - int(filled[0]), 0), max(int(filled[-1]) + 1 - zero, 0)
+    if below + above >= 2 * FEWEST_BINS:  # enough are left when pairs are merged, in a quarter of the time
+        padded = np.concatenate([np.zeros(zero % 2), counts, np.zeros((zero + len(counts)) % 2)])
+        merged = best_pair(padded.reshape(-1, 2).sum(axis=1), (zero + 1) // 2)
+        return 2 * merged[0], 2 * merged[1]
+    for _ in range(_ROUNDS):
+        before = (below, above)
+        if above:
+            above = _best_side(counts[zero - below :], below)
+        if below:
+            below = _best_side(counts[: zero + above][::-1], above)
+        if (below, above) == before or not (below and above):
+            break  # settled, or one-sided: there is nothing to settle with
+    return below, above
+
+
+def _best_side(counts: Floats, fixed: int) -> int:
+    """Return how many bins beyond the first `fixed` ones to keep."""
+    used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
+    if used <= max(VALUES, fixed):
+        return max(used - fixed, 0)
+    candidates = np.arange(max(VALUES, fixed + 1), used + 1)
+    return int(candidates[np.argmin(divergences(counts, candidates, VALUES))]) - fixed
+
+
+def divergences(counts: Floats, candidates: Ints, levels: int) -> Floats:
+    """Return the divergence of keeping the first `i` bins in `levels` levels, for each candidate `i`."""
+    total = float(counts.sum())
+    sums = np.concatenate([[0.0], np.cumsum(counts)])
+    in_use = np.concatenate([[0], np.cumsum(counts > 0)]).astype(np.float64)
+    logs = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
+    found = np.empty(len(candidates))
+    steps = np.arange(levels + 1)
+    for start in range(0, len(candidates), _BLOCK):
+        bins = candidates[start : start + _BLOCK]
+        # The first bin j with floor(j * levels / i) >= g: g * i / levels, rounded up.
+        edges = -(-steps * bins[:, None] // levels)
+        kept = np.diff(sums[edges], axis=1)
+        spread = np.diff(in_use[edges], axis=1)
+        clipped = total - sums[bins]
+        outermost = counts[bins - 1]
+        # What is clipped fills the outermost bin of P, which is then in use whether it was or not.
+        spread[:, -1] += (outermost == 0) & (clipped > 0)
+        reference = kept.copy()
+        reference[:, -1] += clipped
+        with np.errstate(divide="ignore", invalid="ignore"):  # log 0: infinite, as it should be
+            cross = np.where(reference > 0, reference * np.log(kept / spread), 0.0).sum(axis=1)
+            own = logs[bins - 1] + _x_log_x(outermost + clipped)
+            found[start : start + _BLOCK] = (own - cross) / total - np.log(total) + np.log(sums[bins])
+    # Where nothing is kept at all, there is no distribution to speak of.
+    return np.where(np.isfinite(found), found, np.inf)
+
+
+def _x_log_x(values: Floats) -> Floats:
+    return np.asarray(values * np.log(np.maximum(values, 1e-300)))

@@ -1,0 +1,122 @@
+"""Expected squared error of rounding and clipping, from a histogram, for many candidate scales at once.
+
+A value between two levels goes to the nearer one, beyond the last to the last. With F(x) the count and G(x) the sum of
+values up to x (both from prefix sums, values lying evenly in their bin), levels r_0 .. r_L one step s apart and the
+edges e_k half way between r_(k-1) and r_k, summation by parts leaves one lookup an edge:
+
+    error = sum x^2 - 2 (r_L G(inf) - s sum_k G(e_k)) + r_L^2 F(inf) - 2 s sum_k e_k F(e_k)
+
+Units: bins. Thresholds are counted in bins, errors in bins squared times values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# Steps of magnitude in symmetric int8, and of uint8.
+MAGNITUDES, VALUES = 127, 255
+# Candidates of the first look and of the second, which lies between the neighbours of the first one's best.
+_COARSE, _FINE = 256, 32
+_ROUNDS = 2
+
+
+def best_threshold(counts: Floats) -> float:
+    """Return the magnitude, in bins, with the least error in symmetric int8."""
+    largest = float(np.flatnonzero(counts)[-1] + 1) if counts.any() else 0.0
+    sums = _Sums.of(counts, 0)
+    return _search(largest, lambda t: errors(sums, t / MAGNITUDES, np.zeros_like(t), MAGNITUDES))
+
+
+def sqnr_db(counts: Floats, magnitude: float) -> float | None:
+    """Return the expected SQNR in dB of symmetric int8 up to `magnitude` bins; None where there is no signal."""
+    sums = _Sums.of(counts, 0)
+    if sums.squares <= 0 or magnitude <= 0:
+        return None
+    error = float(errors(sums, np.array([magnitude / MAGNITUDES]), np.zeros(1), MAGNITUDES)[0])
+    return 10.0 * math.log10(sums.squares / error) if error > 0 else None
+
+
+def best_pair(counts: Floats, zero: int) -> tuple[float, float]:
+    """Return how many bins to cover below and above bin edge `zero`, with the least error in uint8."""
+    filled = np.flatnonzero(counts)
+    if not filled.size:
+        return 0.0, 0.0
+    sums = _Sums.of(counts, zero)
+    below, above = max(zero - float(filled[0]), 0.0), max(float(filled[-1]) + 1 - zero, 0.0)
+    lowest, highest = below, above
+    for _ in range(_ROUNDS):
+        before = (below, above)
+        above = _search(highest, partial(unsigned_errors, sums, below))
+        below = _search(lowest, partial(unsigned_errors, sums, above=above))
+        if (below, above) == before or not (below and above):
+            break  # settled, or one-sided: there is nothing to settle with
+    return below, above
+
+
+class _Sums(NamedTuple):
+    """Running sums over bins: count, sum of values, and both of the whole."""
+
+    counts: Floats
+    below: Floats  # count below each edge
+    values: Floats  # sum of the values below each edge
+    squares: float
+    zero: int
+
+    @classmethod
+    def of(cls, counts: Floats, zero: int) -> _Sums:
+        edges = np.arange(len(counts) + 1, dtype=np.float64) - zero
+        middles = edges[:-1] + 0.5
+        return cls(
+            counts,
+            np.concatenate([[0.0], np.cumsum(counts)]),
+            np.concatenate([[0.0], np.cumsum(counts * middles)]),
+            float((counts * (middles**2 + 1.0 / 12.0)).sum()),
+            zero,
+        )
+
+
+def errors(sums: _Sums, steps: Floats, lowest: Floats, levels: int) -> Floats:
+    """Return the error of each candidate: levels `lowest` .. `lowest + levels` times its step."""
+    top = (lowest + levels) * steps
+    edges = steps[:, None] * (lowest[:, None] + np.arange(1, levels + 1) - 0.5)
+    places = np.clip(edges + sums.zero, 0.0, len(sums.counts))
+    bins = np.minimum(places.astype(np.intp), len(sums.counts) - 1)
+    density = sums.counts[bins]
+    start = (bins - sums.zero).astype(np.float64)
+    inside = places - bins
+    # Values lie evenly in a bin, so the sum of its first part is that part times its middle.
+    count = sums.below[bins] + density * inside
+    value = sums.values[bins] + density * inside * (start + inside / 2)
+    total, whole = sums.below[-1], sums.values[-1]
+    found = (
+        sums.squares
+        - 2 * (top * whole - steps * value.sum(axis=1))
+        + top**2 * total
+        - 2 * steps * (edges * count).sum(axis=1)
+    )
+    return np.asarray(np.maximum(found, 0.0))
+
+
+def unsigned_errors(sums: _Sums, below: Floats | float, above: Floats | float) -> Floats:
+    """Return the error in uint8 of each range [-below, above]."""
+    steps = np.asarray((below + above) / VALUES)
+    return errors(sums, steps, -np.rint(below / steps), VALUES)
+
+
+def _search(largest: float, error: Callable[[Floats], Floats]) -> float:
+    """Return the threshold up to `largest` of least error: first on an even grid, then around its best."""
+    if largest <= 0:
+        return 0.0
+    grid = np.linspace(largest / _COARSE, largest, _COARSE)
+    best = int(np.argmin(error(grid)))
+    fine = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, _COARSE - 1)], _FINE)
+    candidates = np.append(fine, grid[best])
+    return float(candidates[np.argmin(error(candidates))])
