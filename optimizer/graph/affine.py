@@ -97,10 +97,20 @@ def _least_scales(sums: Float64, biases: Float64, products: int) -> Float64:
     return np.asarray((biases + 255.0 * sums) / max(2**24, _INT32_MAX - rounding), dtype=np.float64)
 
 
-def to_int8(weight: Float32, scales: Float32, axis: int) -> npt.NDArray[np.int8]:
-    """Return symmetric integers, one scale per index of `axis`."""
-    shape = [1] * weight.ndim
-    shape[axis] = -1
+def stack_scales(weight: Float32) -> Float32:
+    """Return one symmetric scale per column of every matrix of a stack.
+
+    Shapes: (..., rows, columns) to (..., 1, columns).
+    """
+    scales = np.abs(weight.astype(np.float64)).max(axis=-2, keepdims=True) / 127.0
+    return np.asarray(np.where(scales < _TINY, 1.0, scales), dtype=np.float32)
+
+
+def to_int8(weight: Float32, scales: Float32, axis: int | None) -> npt.NDArray[np.int8]:
+    """Return symmetric integers, one scale per index of `axis`; without one the scales broadcast."""
+    shape: tuple[int, ...] = scales.shape
+    if axis is not None:
+        shape = tuple(-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim))
     steps = np.rint(weight.astype(np.float64) / scales.astype(np.float64).reshape(shape))
     return np.asarray(np.clip(steps, -127, 127), dtype=np.int8)
 

@@ -71,7 +71,7 @@ def find(quantized: onnx.ModelProto, float32: onnx.ModelProto) -> Learnable:
         if bias is not None and bias.result not in seen:
             seen.add(bias.result)
             found.biases[node_key(node)] = bias
-    found.scales = _scales(index)
+    found.scales = shared_scales(index)
     return found
 
 
@@ -106,7 +106,7 @@ def _bias(index: GraphIndex, node: onnx.NodeProto) -> Bias | None:
     return Bias(name, _dequantized(index, made), node_key(node), made.input[0], made.input[1]) if alone else None
 
 
-def _scales(index: GraphIndex) -> list[str]:
+def shared_scales(index: GraphIndex) -> list[str]:
     """Return the single scales that every reader of their integers shares, and no integer bias was rounded with."""
     names: dict[str, bool] = {}
     for node in index.graph.node:

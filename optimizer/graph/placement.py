@@ -9,7 +9,9 @@ import onnx
 
 from optimizer.graph.affine import Affine, Bounds, asymmetric, symmetric
 from optimizer.graph.index import FLOAT, GraphIndex, node_key
-from optimizer.graph.quantizable import Candidate
+from optimizer.graph.quantizable import Candidate, Product
+from optimizer.graph.residuals import Sum
+from optimizer.graph.sharing import Span, share
 
 # Moving or picking values keeps their scale: onnxruntime runs these on the integers themselves.
 SAME_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
@@ -37,6 +39,7 @@ class Placement:
     roots: dict[str, str] = field(default_factory=dict)
     edges: set[Edge] = field(default_factory=set)
     whole: set[str] = field(default_factory=set)  # every reader, the graph's output included
+    groups: dict[str, list[str]] = field(default_factory=dict)  # tensors whose ranges a root covers, where several
     guards: dict[Edge, tuple[int, int]] = field(default_factory=dict)  # axis and its length, see `_guard`
 
     def read(self, tensor: str, node: onnx.NodeProto, position: int) -> None:
@@ -44,41 +47,77 @@ class Placement:
         self.roots.setdefault(tensor, tensor)
         self.edges.add((node.output[0], position))
 
+    def read_operands(self, node: onnx.NodeProto) -> None:
+        """Let both operands of a node be dequantized."""
+        for position in (0, 1):
+            self.read(str(node.input[position]), node, position)
+
+    def join(self, groups: Mapping[str, list[str]]) -> None:
+        """Give the tensors of a group one scale, for the range that covers them all."""
+        for first, group in groups.items():
+            self.roots.update(dict.fromkeys(group, first))
+            self.groups[first] = group
+
     def read_everywhere(self, tensor: str) -> None:
         """Let all readers read `tensor` dequantized."""
         self.roots.setdefault(tensor, tensor)
         self.whole.add(tensor)
 
 
-def place_tensorrt(candidates: Sequence[Candidate]) -> Placement:
-    """Quantize the inputs of the candidates and nothing else: residual sums and activations stay in float.
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What is to be quantized: layers with a weight, attention's products, residual sums; `left` stay in float."""
+
+    candidates: Sequence[Candidate]
+    products: Sequence[Product] = ()
+    sums: Sequence[Sum] = ()
+    left: Collection[str] = ()
+
+
+def place_tensorrt(index: GraphIndex, layers: Layers, ranges: Mapping[str, Bounds]) -> Placement:
+    """Quantize the inputs of the candidates and products, and of sums the input that is no convolution's result.
 
     Numeric: fewer pairs round less often. Between Conv and Relu there is none, so that TensorRT fuses the two; it moves
-    pairs across MaxPool, Reshape and Transpose by itself.
+    pairs across MaxPool, Reshape, Transpose and Concat by itself. Nor is there one between a convolution and its
+    residual sum: the kernel adds its float32 result to the integers and writes integers. A pair there changes no tensor
+    between kernels (TensorRT-RTX 1.7's layer table) and costs 0.5 dB. Integer sums cost 1.5 dB of ResNet-20's logits
+    and 4.3 dB of ResNet-56's (512 CIFAR-10 pictures calibrate, 3,000 judge).
+    Source: the TensorRT documentation, "Q/DQ layer-placement recommendations".
     """
     placement = Placement()
-    for found in candidates:
+    for found in layers.candidates:
         placement.read(found.data_name, found.node, found.data)
+    for product in layers.products:
+        placement.read_operands(product.node)
+    for found_sum in layers.sums:
+        placement.read(found_sum.node.input[found_sum.other], found_sum.node, found_sum.other)
+    if placement.roots.keys() <= ranges.keys():  # who is missing is named by the caller
+        placement.join(share(index, placement.roots, ranges))
     return placement
 
 
-def place_cpu(index: GraphIndex, candidates: Sequence[Candidate], left: Collection[str] = ()) -> Placement:
+def place_cpu(index: GraphIndex, layers: Layers) -> Placement:
     """Quantize the inputs of the candidates, and the outputs of convolutions, which onnxruntime's QLinearConv needs.
 
-    `left` names the layers that stay in float.
-    Numeric: residual sums stay in float, and so do outputs of Gemm and MatMul that no other candidate reads. Against
-    integer sums that costs 13 % of ResNet-20's latency and gains 0.4 dB there, 1.4 dB on ResNet-56 (512 CIFAR-10
-    pictures calibrate, 1,000 judge, batch 1, one thread).
+    Of sums both inputs and the output, which its QLinearAdd needs.
+    Numeric: outputs of Gemm and MatMul that no other candidate reads stay in float. Without sums residual Adds do too:
+    against integer sums that costs 13 % of ResNet-20's latency and gains 0.4 dB there, 1.4 dB on ResNet-56 (512
+    CIFAR-10 pictures calibrate, 1,000 judge, batch 1, one thread).
     """
     placement = Placement()
-    for found in candidates:
+    for found in layers.candidates:
         placement.read(found.data_name, found.node, found.data)
         if found.node.op_type == "Conv":
             placement.read_everywhere(exit_tensor(index, found.node))
+    for product in layers.products:
+        placement.read_operands(product.node)
+    for found_sum in layers.sums:
+        placement.read_operands(found_sum.node)
+        placement.read_everywhere(exit_tensor(index, found_sum.node))
     for tensor in list(placement.roots):
         _share_scale_upwards(index, placement, tensor)
     for node in index.graph.node:
-        if node.op_type in _TAKEN and node_key(node) in left:
+        if node.op_type in _TAKEN and node_key(node) in layers.left:
             _guard(index, placement, node)
     return placement
 
@@ -137,10 +176,14 @@ def _guard(index: GraphIndex, placement: Placement, node: onnx.NodeProto) -> Non
 def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: str) -> dict[str, Affine]:
     """Return scale and zero point of every root."""
     choose = symmetric if dialect == "tensorrt" else asymmetric
-    return {root: choose(ranges[root]) for root in set(placement.roots.values())}
+    found: dict[str, Affine] = {}
+    for root in set(placement.roots.values()):
+        group = placement.groups.get(root, [root])
+        found[root] = choose(ranges[root] if len(group) == 1 else Span.over([ranges[name] for name in group]))
+    return found
 
 
-def measured_tensors(index: GraphIndex, candidates: Sequence[Candidate]) -> list[str]:
+def measured_tensors(index: GraphIndex, layers: Layers) -> list[str]:
     """Return the activations whose ranges either dialect may ask for, sorted."""
-    names = {c.data_name for c in candidates} | set(place_cpu(index, candidates).roots)
+    names = {c.data_name for c in layers.candidates} | set(place_cpu(index, layers).roots)
     return sorted(n for n in names if index.float_type(n) == FLOAT)

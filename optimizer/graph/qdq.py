@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from optimizer.graph.affine import Affine, to_int8, to_int32, weight_scales
-from optimizer.graph.index import GraphIndex
+from optimizer.graph.affine import Affine, Float32, stack_scales, to_int8, to_int32, weight_scales
+from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.placement import Placement
 from optimizer.graph.quantizable import Candidate
 from optimizer.runtime.session import Array
@@ -29,10 +29,15 @@ class PairWriter:
         self.integers: dict[str, str] = {}  # the quantized tensor of each pair
         self.parameters: dict[str, list[str]] = {}  # names of scale and zero point by root
         self.weights: dict[tuple[str, int, bytes], tuple[str, Array]] = {}
+        self.columns: dict[str, str] = {}  # scales of a stack's columns by weight
+        self.scaled: dict[str, str] = {}  # products that are multiplied by them
 
     def quantize_weight(self, found: Candidate, *, with_bias: bool) -> None:
         """Let a candidate read its weight, and on request its bias, from integers; a shared weight is stored once."""
         weight = np.asarray(self.index.constant(found.weight_name), dtype=np.float32)
+        if weight.ndim > 2 and found.node.op_type == "MatMul":
+            self._quantize_stack(found, weight)
+            return
         bias = None
         step = self.affine[self.placement.roots[found.data_name]].scale
         if with_bias and found.bias_name is not None:
@@ -49,6 +54,30 @@ class PairWriter:
             name = self._dequantize(found.bias_name, integers32, steps, 0)
             self.replaced[found.node.output[0], found.bias] = name
 
+    def _quantize_stack(self, found: Candidate, weight: Float32) -> None:
+        """Scale the columns of a stack of matrices behind the product, and dequantize its integers with scale 1.
+
+        Numeric: one scale per column of each matrix, which the one axis of DequantizeLinear cannot express. With scales
+        along the last axis alone onnxruntime's QLinearMatMul and MatMulIntegerToFloat refuse to run.
+        """
+        key = (found.weight_name, weight.ndim, b"")
+        if key not in self.weights:
+            scales = stack_scales(weight)
+            integers = to_int8(weight, scales, None)
+            one = np.asarray(1.0, dtype=np.float32)
+            self.weights[key] = self._dequantize(found.weight_name, integers, one, None), scales
+            self.columns[found.weight_name] = self._constant(f"{found.weight_name}_column_scales", scales)
+        self.replaced[found.node.output[0], found.weight] = self.weights[key][0]
+        self.scaled[found.node.output[0]] = self.columns[found.weight_name]
+
+    def _scale(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Multiply a product by its columns' scales; return the node that writes the result now."""
+        result = str(node.output[0])
+        node.output[0] = self._fresh(f"{result}_unscaled")
+        return onnx.helper.make_node(
+            "Mul", [node.output[0], self.scaled[result]], [result], name=f"{node_key(node)}/scale_columns"
+        )
+
     def rewrite(self, model: onnx.ModelProto) -> None:
         """Put the pairs behind the tensors they quantize, and drop constants that nothing reads any more."""
         graph = model.graph
@@ -61,13 +90,17 @@ class PairWriter:
             body += self._guards(node)
             self._redirect(node, dequantized)
             body.append(node)
-            for position, output in enumerate(node.output):
+            last = node
+            if node.output[0] in self.scaled:
+                last = self._scale(node)
+                body.append(last)
+            for position, output in enumerate(last.output):
                 if output not in self.placement.roots:
                     continue
                 source = output
                 if output in self.index.outputs and output in self.placement.whole:
                     # The graph's output keeps its name: it is the dequantized value now.
-                    source = node.output[position] = self._fresh(f"{output}_float")
+                    source = last.output[position] = self._fresh(f"{output}_float")
                 body += self._pair(output, source, dequantized)
         del graph.node[:]
         graph.node.extend([*self.head, *body])
@@ -117,14 +150,15 @@ class PairWriter:
             _node("DequantizeLinear", [integers, *self.parameters[root]], result, f"{tensor}/dequantize"),
         ]
 
-    def _dequantize(self, name: str, integers: Array, scales: Array, axis: int) -> str:
+    def _dequantize(self, name: str, integers: Array, scales: Array, axis: int | None) -> str:
         inputs = [
             self._constant(f"{name}_{integers.dtype.name}", integers),
             self._constant(f"{name}_scale", scales),
             self._constant(f"{name}_zero_point", np.zeros(scales.shape, dtype=integers.dtype)),
         ]
         result = self._fresh(f"{name}_dequantized")
-        self.head.append(_node("DequantizeLinear", inputs, result, f"{result}/dequantize", axis=axis))
+        attributes = {} if axis is None else {"axis": axis}
+        self.head.append(_node("DequantizeLinear", inputs, result, f"{result}/dequantize", **attributes))
         return result
 
     def _constant(self, name: str, value: Array) -> str:

@@ -7,11 +7,13 @@ from typing import Literal
 
 import onnx
 
+from optimizer.graph.attention import is_attention
 from optimizer.graph.index import FLOAT, GraphIndex, attribute, subgraphs
 
 Dialect = Literal["tensorrt", "cpu"]
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RECURRENT = ("LSTM", "GRU", "RNN")
+_TWO_ACTIVATIONS = "both operands are activations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,23 @@ class Candidate:
         return None if self.bias is None else str(self.node.input[self.bias])
 
 
-def examine(index: GraphIndex, node: onnx.NodeProto, dialect: Dialect) -> Candidate | str:
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One of attention's two products: both operands are activations."""
+
+    node: onnx.NodeProto
+
+
+def examine(
+    index: GraphIndex, node: onnx.NodeProto, dialect: Dialect, *, attention: bool = False
+) -> Candidate | Product | str:
     """Return the node as a candidate, or the reason why it stays in float."""
     found = _candidate(index, node)
+    if found == _TWO_ACTIVATIONS and is_attention(index, node):
+        if not attention:
+            return f"{found}: attention's products stay in float unless the recipe says attention: true"
+        floats = all(index.float_type(name) == FLOAT for name in node.input)
+        return Product(node) if floats else "its inputs are not float32"
     if isinstance(found, str):
         return found
     if index.float_type(found.data_name) != FLOAT or index.float_type(found.weight_name) != FLOAT:
@@ -56,12 +72,14 @@ def _candidate(index: GraphIndex, node: onnx.NodeProto) -> Candidate | str:
     if index.is_constant(data) and not index.is_constant(weight):
         return "its weight is the first operand, which has no scale per output channel"
     if not index.is_constant(weight):
-        return "both operands are activations"
+        return _TWO_ACTIVATIONS
     if index.is_constant(data):
         return "both operands are constant"
     rank = len(index.dims(weight))
     if node.op_type == "MatMul":
-        return Candidate(node, 0, 1, rank - 1, None) if rank >= 2 else "its weight is a vector"
+        if rank < 2 or len(index.shapes.get(data, (0, 0))) < 2:
+            return "an operand is a vector"
+        return Candidate(node, 0, 1, rank - 1, None)
     if node.op_type == "Gemm":
         return Candidate(node, 0, 1, 0 if attribute(node, "transB", 0) else 1, bias)
     # Conv weights are [out, in/group, ...], those of ConvTranspose [in, out/group, ...].
@@ -80,8 +98,6 @@ def _refused_by_onnxruntime(index: GraphIndex, found: Candidate) -> str | None:
             return "its bias is not one value per output channel"
         if attribute(node, "beta", 1.0) != 1.0:
             return "onnxruntime's integer Gemm takes beta 1 alone"
-    elif node.op_type == "MatMul" and len(index.dims(found.weight_name)) > 2:
-        return "onnxruntime scales the columns of two-dimensional weights alone"
     if node.op_type == "Conv" and node.output[0] in index.captured:
         return "its output is read inside a subgraph"
     return None
@@ -91,6 +107,8 @@ def never_quantized(node: onnx.NodeProto) -> str | None:
     """Return why a node that multiplies and accumulates, or whose body does, stays in float; None for all others."""
     if node.op_type in _RECURRENT:
         return "recurrent layers are not quantized"
+    if node.op_type == "Attention":
+        return "the operator Attention is not quantized: export at opset 22 or earlier, where it is MatMul and Softmax"
     if node.op_type == "Einsum" and len(node.input) > 1:
         return "an Einsum is not quantized"
     if any(_multiplies(inner) for body in subgraphs(node) for inner in body.node):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import onnx
 
 from optimizer.errors import StageError
 from optimizer.graph.affine import Bounds
 from optimizer.graph.index import GraphIndex, node_key
-from optimizer.graph.placement import measured_tensors, parameters, place_cpu, place_tensorrt
+from optimizer.graph.keep import match
+from optimizer.graph.placement import Layers, measured_tensors, parameters, place_cpu, place_tensorrt
 from optimizer.graph.qdq import PairWriter
-from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, examine, never_quantized
+from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, Product, examine, never_quantized
+from optimizer.graph.residuals import residual_sums
 from optimizer.graph.shapes import infer
+
+Residuals = Literal["float", "int8"]
+KEPT = "the recipe keeps it"
+_INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+_START = "Start from the float32 model, or list only the fp32 variant for a model that is quantized already."
 
 # QuantizeLinear and DequantizeLinear take one scale per channel from here on.
 MINIMUM_OPSET = 13
@@ -22,39 +29,51 @@ MINIMUM_OPSET = 13
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """The graph, and what it says of itself: why nodes stayed in float, by node name, and sentences for the report."""
+    """The graph, and what it says of itself: why nodes stayed in float, by node name, and sentences for the report.
+
+    `kept` are those of them that the recipe names. `parameters` are the constants of scale and zero point, by the
+    tensor whose range they hold.
+    """
 
     model: onnx.ModelProto
     left: Mapping[str, str]
     notes: tuple[str, ...]
+    kept: frozenset[str] = frozenset()
+    parameters: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
-    """Return the activations to calibrate: what either dialect may quantize.
+    """Return the activations to calibrate: what either dialect may quantize, with any option.
 
     Raises: StageError as `quantize` does.
     """
     _check_quantizable(model)
     index = _index(model)
-    return measured_tensors(index, _examine_all(index, "tensorrt", ())[0])
+    return measured_tensors(index, _layers(index, "tensorrt", {}, "int8", attention=True)[0])
 
 
 def quantize(
-    model: onnx.ModelProto, ranges: Mapping[str, Bounds], dialect: Dialect, keep: Sequence[str] = ()
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Bounds],
+    dialect: Dialect,
+    keep: Sequence[str] = (),
+    residuals: Residuals = "float",
+    attention: bool = False,
 ) -> Quantized:
     """Return a new model with Q/DQ pairs; `model` is changed in place and must not be used again.
 
-    `keep` names operator types or nodes that stay in float32.
+    `keep` names operator types, nodes or PyTorch modules that stay in float32. `residuals` int8 adds in integers what
+    bypassed a convolution, `attention` multiplies queries by keys and probabilities by values in int8.
     Raises: StageError when the graph holds Q/DQ already, has nothing to quantize or an opset below 13, when `keep`
     matches nothing, or when a range is missing.
     """
     _check_quantizable(model)
     index = _index(model)
-    _check_keep(index, keep)
-    candidates, left = _examine_all(index, dialect, keep)
-    if not candidates:
+    kept = match(keep, index.graph.node, "quantize")
+    layers, left = _layers(index, dialect, kept, residuals, attention=attention)
+    if not layers.candidates and not layers.products:
         raise StageError("no layer is left to quantize: " + "; ".join(summarize(left)), where="quantize")
-    placement = place_tensorrt(candidates) if dialect == "tensorrt" else place_cpu(index, candidates, left)
+    placement = place_tensorrt(index, layers, ranges) if dialect == "tensorrt" else place_cpu(index, layers)
     missing = sorted(set(placement.roots.values()) - set(ranges))
     if missing:
         raise StageError(
@@ -64,12 +83,25 @@ def quantize(
         )
     affine = parameters(placement, ranges, dialect)
     writer = PairWriter(index, placement, affine)
-    for found in candidates:
+    for found in layers.candidates:
         writer.quantize_weight(found, with_bias=dialect == "cpu")
     writer.rewrite(model)
     flat = sorted(root for root, p in affine.items() if p.degenerate)
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
-    return Quantized(model, left, tuple(notes))
+    notes += _idle(layers, residuals, attention=attention)
+    return Quantized(model, left, tuple(notes), frozenset(kept), writer.parameters)
+
+
+def _idle(layers: Layers, residuals: Residuals, *, attention: bool) -> list[str]:
+    """Say which options found nothing to do."""
+    notes = []
+    if residuals == "int8" and not layers.sums:
+        notes.append(
+            "residuals: int8 has no effect: no Add joins a quantized convolution's result and what bypassed it"
+        )
+    if attention and not layers.products:
+        notes.append("attention: true has no effect: no Softmax stands between two products of activations")
+    return notes
 
 
 def summarize(left: Mapping[str, str], limit: int = 3) -> list[str]:
@@ -97,7 +129,14 @@ def _check_quantizable(model: onnx.ModelProto) -> None:
         raise StageError(
             f"the graph holds {len(present)} QuantizeLinear and DequantizeLinear nodes already, '{present[0]}' first",
             where="quantize",
-            hint="Start from the float32 model, or list only the fp32 variant for a model that is quantized already.",
+            hint=_START,
+        )
+    integer = next((n for n in model.graph.node if n.op_type in _INTEGER), None)
+    if integer is not None:
+        raise StageError(
+            f"the graph computes in integers already: {integer.op_type} '{node_key(integer)}'",
+            where="quantize",
+            hint=_START,
         )
     opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
     if opset < MINIMUM_OPSET:
@@ -114,34 +153,25 @@ def _check_quantizable(model: onnx.ModelProto) -> None:
         )
 
 
-def _check_keep(index: GraphIndex, keep: Sequence[str]) -> None:
-    known = {n.op_type for n in index.graph.node} | {node_key(n) for n in index.graph.node}
-    for name in keep:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            raise StageError(
-                f"keep: '{name}' is neither an operator type nor a node of the graph",
-                where="quantize",
-                hint=f"nearest: {', '.join(near)}" if near else f"operator types: {', '.join(_types(index))}",
-            )
-
-
-def _types(index: GraphIndex) -> list[str]:
-    return sorted({n.op_type for n in index.graph.node})
-
-
-def _examine_all(index: GraphIndex, dialect: Dialect, keep: Iterable[str]) -> tuple[list[Candidate], dict[str, str]]:
-    kept = set(keep)
+def _layers(
+    index: GraphIndex, dialect: Dialect, kept: Mapping[str, str], residuals: Residuals, *, attention: bool
+) -> tuple[Layers, dict[str, str]]:
+    """Return what is to be quantized, and why the other layers are not."""
     candidates: list[Candidate] = []
+    products: list[Product] = []
     left: dict[str, str] = {}
     for node in index.graph.node:
+        key = node_key(node)
         if node.op_type not in COMPUTE:
             if reason := never_quantized(node):
-                left[node_key(node)] = reason
+                left[key] = reason
             continue
-        found = "the recipe keeps it" if {node.op_type, node_key(node)} & kept else examine(index, node, dialect)
-        if isinstance(found, str):
-            left[node_key(node)] = found
-        else:
+        found = KEPT if key in kept else examine(index, node, dialect, attention=attention)
+        if isinstance(found, Candidate):
             candidates.append(found)
-    return candidates, left
+        elif isinstance(found, Product):
+            products.append(found)
+        else:
+            left[key] = found
+    sums = residual_sums(index, candidates, kept) if residuals == "int8" else []
+    return Layers(candidates, products, sums, left), left

@@ -11,10 +11,11 @@ import onnx
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
 from optimizer.graph.interface import interface
+from optimizer.graph.modules import MODULE
 from optimizer.types import TensorSpec
 
 # What the exporter says of a node's origin in the module; onnxslim drops it. Stack traces hold paths of one machine.
-_ORIGIN = ("namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes")
+_ORIGIN = (MODULE, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes")
 
 
 def slim(source: str, destination: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
         return shares, source + _tf32(shares, subject.device, "float32 convolutions")
     if subject.artifact.format == "engine":
         about = json.loads((subject.artifact.path / "engine.json").read_text(encoding="utf-8"))
-        source = "the strongly typed network that the engine was built from"
+        source = "the layer table of the engine's build"
         source += _tf32(about["precision"], "cuda:0", "float32") + _told(about.get("precision_notes", ()))
         return dict(about["precision"]), source
     from optimizer.graph.receipt import cuda_receipt, onnxruntime_receipt

@@ -27,6 +27,7 @@ class Engine(Stage, ABC):
     """What both packages share; precision stands in the graph, and the network is strongly typed."""
 
     name: ClassVar[str] = "engine"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "engine"
     tolerance: ClassVar[Tolerance | None] = Tolerance(
@@ -74,9 +75,9 @@ class Engine(Stage, ABC):
         self._write_receipt(built.value, graph, workdir)
 
     def _write_receipt(self, built: Mapping[str, Any], graph: Artifact, workdir: Path) -> None:
-        from optimizer.graph.receipt import graph_receipt
+        from optimizer.graph.engine_receipt import engine_receipt
 
-        receipt = graph_receipt(graph.file)
+        receipt = engine_receipt(graph.file, built["layers"])
         document = {
             "schema_version": 1,
             "package": built["package"],
@@ -86,7 +87,7 @@ class Engine(Stage, ABC):
             "outputs": built["outputs"],
             "profile": {axis: dict(zip(("min", "opt", "max"), s, strict=True)) for axis, s in self.profile.items()},
             "onnx_sha256": graph.digest,
-            # The network is strongly typed: what the graph says is what the engine computes.
+            # Read back from the builder's layer table.
             "precision": receipt.shares,
             "precision_notes": list(receipt.notes),
             "layers": built["layers"],

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +35,7 @@ class Export(Stage):
     """torch.onnx.export with dynamo, traced on real samples at a batch of two."""
 
     name: ClassVar[str] = "export"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"module": "checkpoint"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
@@ -55,6 +57,8 @@ class Export(Stage):
         _try_forward(loaded, example)
         program = _export(loaded, example, self.opset, context.log)
         _check_guards(program.exported_program, loaded)
+        _check_output_names(program.model, loaded)
+        _carry_modules(program.model, {name for name, _ in loaded.module.named_modules()})
         weights = sum(t.numel() * t.element_size() for t in loaded.module.state_dict().values())
         program.save(str(workdir / self.main_file), external_data=weights > INLINE_LIMIT_BYTES)
         _check_axes(workdir / self.main_file, loaded.inputs)
@@ -127,6 +131,19 @@ def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log:
             raise _explain(error, loaded, log) from error
 
 
+def _check_output_names(model: Any, loaded: LoadedModule) -> None:
+    """Refuse an output that is named like another tensor of the graph: the exporter writes it all the same."""
+    made = Counter(value.name for node in model.graph for value in node.outputs)
+    made.update(value.name for value in (*model.graph.inputs, *model.graph.initializers.values()))
+    taken = [name for name in loaded.outputs if made[name] > 1]
+    if taken:
+        raise StageError(
+            f"tensors inside the model are named {', '.join(taken)} too",
+            where="model.outputs",
+            hint=f"Choose another name, e.g. '{taken[0]}_out'.",
+        )
+
+
 def _always(text: str, loaded: LoadedModule) -> str:
     """Say which named axes torch found to have one size, in the recipe's words where torch names input and axis."""
     positional = [s.name for s in loaded.inputs if s.name not in loaded.keywords]
@@ -180,6 +197,20 @@ def _explain(error: BaseException, loaded: LoadedModule, log: Path) -> StageErro
             hint=f"Write that axis as a number in the recipe's shape, or make forward() independent of it.\nlog: {log}",
         )
     return StageError(f"{type(chain[-1]).__name__}: {first_line(chain[-1])}", where=where, hint=f"log: {log}")
+
+
+def _carry_modules(model: Any, modules: set[str]) -> None:
+    """Write on every node the module it comes from, and drop stack traces: they hold paths of this machine."""
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    from optimizer.graph.modules import MODULE, origin
+
+    for node in RecursiveGraphIterator(model.graph):
+        weights = [value.name for value in node.inputs if value is not None and value.is_initializer()]
+        found = origin(node.metadata_props, weights, modules)
+        if found is not None:
+            node.metadata_props[MODULE] = found
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,6 +15,7 @@ from optimizer.types import Artifact, Format
 
 if TYPE_CHECKING:
     from optimizer.graph.quantize import Quantized
+    from optimizer.graph.receipt import Receipt
     from optimizer.runtime.session import Session
 
 
@@ -21,6 +23,7 @@ class Quantize(Stage):
     """Write the graph with Q/DQ pairs and refuse to deliver less int8 than was asked for."""
 
     name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "table": "calibration"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
@@ -31,7 +34,13 @@ class Quantize(Stage):
         exact_integers=False,
     )
 
-    keep: tuple[str, ...] = Field((), description="operator types or node names that stay in float32")
+    keep: tuple[str, ...] = Field(
+        (), description="operator types, nodes or PyTorch modules (with all inside them) that stay in float32"
+    )
+    residuals: Literal["float", "int8"] = Field(
+        "float", description="whether what bypasses a convolution is added to its result in float or as integers"
+    )
+    attention: bool = Field(False, description="whether attention's two products of activations are int8 as well")
     at_least: float = Field(
         0.5, gt=0.0, le=1.0, description="share of multiply-accumulates that must be int8; below it the stage fails"
     )
@@ -47,16 +56,23 @@ class Quantize(Stage):
 
         from optimizer.calibration.table import CalibrationTable
         from optimizer.graph.files import save_model
+        from optimizer.graph.layer_receipt import FILE, document, layer_rows
         from optimizer.graph.quantize import quantize, summarize
 
         table = CalibrationTable.read(sources["table"].file)
-        quantized = quantize(onnx.load(sources["graph"].file), table.tensors, self.dialect, self.keep)
+        quantized = quantize(
+            onnx.load(sources["graph"].file), table.tensors, self.dialect, self.keep, self.residuals, self.attention
+        )
         path = workdir / self.main_file
         save_model(quantized.model, path)
         onnx.checker.check_model(str(path))
-        share, assumed = self._check_delivered(path, quantized)
+        receipt = self._check_delivered(path, quantized)
+        rows = layer_rows(path, receipt, "int8", quantized.left, quantized.kept)
+        text = json.dumps(document(rows, receipt, self.dialect), indent=1, ensure_ascii=False)
+        (workdir / FILE).write_text(f"{text}\n", encoding="utf-8")
+        share = receipt.shares["int8"]
         context.note(f"{share:.1%} of the multiply-accumulates are int8 ({self.dialect} dialect)")
-        for sentence in (*assumed, *quantized.notes, *(f"in float32: {s}" for s in summarize(quantized.left))):
+        for sentence in (*receipt.notes, *quantized.notes, *(f"in float32: {s}" for s in summarize(quantized.left))):
             context.note(sentence)
 
     def open_output(self, output: Artifact) -> Session | str:
@@ -68,8 +84,8 @@ class Quantize(Stage):
 
         return OnnxSession(output.file, optimize=self.dialect == "cpu")
 
-    def _check_delivered(self, path: Path, quantized: Quantized) -> tuple[float, tuple[str, ...]]:
-        """Return the int8 share as the target executes it, not as the graph was meant, and what it assumes.
+    def _check_delivered(self, path: Path, quantized: Quantized) -> Receipt:
+        """Return the receipt as the target executes the graph, not as it was meant; refuse too little int8.
 
         What cannot be counted is not int8.
         """
@@ -86,7 +102,7 @@ class Quantize(Stage):
             )
         share = receipt.shares.get("int8", 0.0)
         if share > 0.0 and share >= self.at_least:
-            return share, receipt.notes
+            return receipt
         reasons = [*summarize(quantized.left), *receipt.notes]
         reasons = reasons or ["onnxruntime has no integer kernel for the layers as they stand"]
         raise StageError(

@@ -15,6 +15,7 @@ class Simplify(Stage):
     """onnxslim in a child process; inputs, outputs and opset stay, and every node gets a name of its own."""
 
     name: ClassVar[str] = "simplify"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "onnx"
     # onnxslim folds constants by running them in onnxruntime.

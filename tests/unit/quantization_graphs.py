@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from optimizer.calibration.estimators import Estimate, minmax
 from optimizer.calibration.histogram import RunningHistogram
 from optimizer.data.samples import Sample, Samples
+from optimizer.graph.index import GraphIndex
 from optimizer.graph.quantize import activations
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
@@ -54,6 +55,36 @@ RESIDUAL_WEIGHTS = {
 }  # fmt: skip
 
 
+# Queries and keys are scaled and masked, the way exporters write attention.
+ATTENTION = """g (float[batch, 16, 32] image) => (float[batch, 16, 32] y) {
+  q = MatMul (image, w0)
+  k = MatMul (image, w1)
+  v = MatMul (image, w2)
+  kt = Transpose <perm = [0, 2, 1]> (k)
+  s = MatMul (q, kt)
+  h = Mul (s, half)
+  m = Add (h, mask)
+  p = Softmax (m)
+  c = MatMul (p, v)
+  y = MatMul (c, w3)
+}"""
+
+ATTENTION_WEIGHTS = {**{f"w{i}": (32, 32) for i in range(4)}, "half": (), "mask": (16, 16)}
+
+
+# A pool behind a Concat, whose first input another layer reads as well.
+CONCAT = """g (float[batch, 3, 8, 8] image) => (float[batch, 4, 4, 4] y) {
+  a = Conv <pads = [1, 1, 1, 1]> (image, w0)
+  r = Relu (a)
+  b = Conv <pads = [1, 1, 1, 1]> (r, w1)
+  k = Concat <axis = 1> (r, b)
+  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (k)
+  y = Conv <pads = [1, 1, 1, 1]> (p, w2)
+}"""
+
+CONCAT_WEIGHTS = {"w0": (4, 3, 3, 3), "w1": (4, 4, 3, 3), "w2": (4, 8, 3, 3)}
+
+
 def build(text: str, weights: Mapping[str, tuple[int, ...]], *, seed: int = 0, header: str = HEADER) -> onnx.ModelProto:
     """Parse a graph and give it seeded weights, whose channels differ in size as trained ones do; nodes get names."""
     model = onnx.parser.parse_model(header + text)
@@ -75,6 +106,18 @@ def small_cnn(seed: int = 0) -> onnx.ModelProto:
 
 def residual(seed: int = 0) -> onnx.ModelProto:
     return build(RESIDUAL, RESIDUAL_WEIGHTS, seed=seed)
+
+
+def attention() -> onnx.ModelProto:
+    return build(ATTENTION, ATTENTION_WEIGHTS)
+
+
+def sequences(count: int = 8) -> dict[str, np.ndarray]:
+    return {"image": np.random.default_rng(3).normal(size=(count, 16, 32)).astype(np.float32)}
+
+
+def images(size: int = 16) -> dict[str, np.ndarray]:
+    return {"image": np.stack(pictures(16, size))}
 
 
 class Arrays(Samples):
@@ -134,3 +177,11 @@ def ranges_of(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], folder: Pa
 def sqnr_db(reference: np.ndarray, value: np.ndarray) -> float:
     reference, value = reference.astype(np.float64), value.astype(np.float64)
     return float(10 * np.log10((reference**2).sum() / ((reference - value) ** 2).sum()))
+
+
+def dequantized(model: onnx.ModelProto, name: str) -> list[bool]:
+    """Tell of each input of a node whether it is the output of a DequantizeLinear."""
+    index = GraphIndex(model)
+    node = next(n for n in model.graph.node if n.name == name)
+    made = [index.producers.get(i) for i in node.input]
+    return [n is not None and n.op_type == "DequantizeLinear" for n in made]

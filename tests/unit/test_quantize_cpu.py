@@ -147,7 +147,6 @@ def test_an_output_that_other_layers_read_is_quantized_once(tmp_path: Path) -> N
         ("y = ConvTranspose <strides = [2, 2]> (a, w1)", {"w1": (4, 3, 2, 2)}, "no integer ConvTranspose"),
         ("f = Flatten (a) y = Gemm <beta = 0.5> (f, w1, b1)", {"w1": (256, 3), "b1": (3,)}, "beta 1 alone"),
         ("f = Flatten (a) y = Gemm (f, w1, b1)", {"w1": (256, 3), "b1": (1,)}, "one value per output channel"),
-        ("y = MatMul (a, w1)", {"w1": (4, 8, 3)}, "two-dimensional weights"),
     ],
 )
 def test_what_onnxruntime_has_no_kernel_for_stays_in_float_with_the_reason(

@@ -42,6 +42,7 @@ class Build:
     def calibrate(self, **fields: object) -> Artifact:
         table = self._artifact("calibration", "table")
         data = Artifact("data", self.folder, "0" * 64)
+        fields = {"synthetic": True, **fields}  # the pictures here are random
         Calibrate(**fields).run({"graph": self.graph, "samples": data}, table.path, self.context)  # type: ignore[arg-type]
         return table
 
@@ -88,7 +89,7 @@ def test_the_table_says_how_it_was_made_and_the_progress_reaches_the_end(small: 
 def test_the_method_changes_the_table(small: Build) -> None:
     minmax = CalibrationTable.read(small.calibrate(method="minmax").file)
     percentile = CalibrationTable.read(small.calibrate(percentile=99.0).file)
-    assert minmax.percentile is None
+    assert minmax.method == "minmax"
     assert minmax.tensors["image"].magnitude > percentile.tensors["image"].magnitude
 
 
@@ -132,6 +133,38 @@ def test_a_kept_layer_that_onnxruntime_quantizes_by_itself_is_refused(
 
 
 @pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+def test_the_receipt_stands_beside_the_graph_layer_by_layer(small: Build, dialect: str) -> None:
+    made = small.quantize(small.calibrate(), keep=("node_c2",), dialect=dialect, at_least=0.4)
+    receipt = json.loads((made.path / "receipt.json").read_text())
+    assert receipt["dialect"] == dialect
+    assert [(row["node"], row["requested"], row["delivered"]) for row in receipt["layers"]] == [
+        ("node_c1", "int8", "int8"),
+        ("node_c2", "fp32", "fp32"),
+        ("node_g1", "int8", "int8"),
+        ("node_logits", "int8", "int8"),
+    ]
+    assert receipt["precision"]["int8"] == pytest.approx(1 - 18432 / (13824 + 18432 + 2048 + 320))
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+def test_options_without_effect_are_told(small: Build, dialect: str) -> None:
+    small.quantize(small.calibrate(), dialect=dialect, residuals="int8", attention=True)
+    assert [note.partition(" has no effect")[0] for note in small.notes if "no effect" in note] == [
+        "residuals: int8",
+        "attention: true",
+    ]
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+def test_integer_sums_are_written_by_the_stage(tmp_path: Path, dialect: str) -> None:
+    made = Build(tmp_path, residual(), pictures(16, 16))
+    quantized = onnx.load(made.quantize(made.calibrate(), dialect=dialect, residuals="int8").file)
+    added = [n for n in quantized.graph.node if n.op_type == "Add"]
+    assert all(n.input[1].endswith("_dequantized") for n in added)
+    assert not any("no effect" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
 def test_less_int8_than_asked_for_fails_and_names_what_stayed_float(small: Build, dialect: str) -> None:
     table = small.calibrate()
     with pytest.raises(StageError) as caught:
@@ -167,8 +200,8 @@ def test_a_graph_read_by_the_stage_is_left_as_it_was(small: Build) -> None:
 
 def test_the_author_of_a_recipe_does_not_set_the_dialect() -> None:
     assert Quantize.model_json_schema()["properties"]["dialect"]["derived"] is True
-    assert set(Calibrate.model_fields) == {"method", "percentile"}
-    assert set(Quantize.model_fields) == {"keep", "at_least", "dialect"}
+    assert Calibrate.model_json_schema()["properties"]["synthetic"]["derived"] is True
+    assert set(Quantize.model_fields) == {"keep", "residuals", "attention", "at_least", "dialect"}
 
 
 def test_keys_differ_by_parameter() -> None:
@@ -176,9 +209,12 @@ def test_keys_differ_by_parameter() -> None:
     sources = {"graph": "a", "table": "b"}
     keys = {
         stage.key(sources, versions)
-        for stage in (Quantize(), Quantize(dialect="cpu"), Quantize(keep=("Conv",)), Quantize(at_least=0.6))
+        for stage in (
+            *(Quantize(), Quantize(dialect="cpu"), Quantize(keep=("Conv",)), Quantize(at_least=0.6)),
+            *(Quantize(residuals="int8"), Quantize(attention=True)),
+        )
     }
-    assert len(keys) == 4
+    assert len(keys) == 6
     assert json.loads(json.dumps(Quantize().model_dump(mode="json")))["at_least"] == 0.5
 
 

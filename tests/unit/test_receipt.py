@@ -248,4 +248,4 @@ def test_what_was_assumed_is_told_with_the_source(tmp_path: Path) -> None:
     shares, source = delivered(subject(tmp_path, "onnx"), 1)
     assert (shares, source) == ({"unknown": 1.0}, f"onnxruntime's optimised graph{told}")
     (tmp_path / "engine.json").write_text(json.dumps({"precision": {}, "precision_notes": list("abcde")}))
-    assert delivered(subject(tmp_path, "engine"), 1)[1].endswith("built from; a; b; c; and 2 more")
+    assert delivered(subject(tmp_path, "engine"), 1)[1].endswith("the engine's build; a; b; c; and 2 more")
