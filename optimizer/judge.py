@@ -36,21 +36,22 @@ class EmulatedSession(Session):
 def open_judge(model: Path, threads: int = 1) -> tuple[Session, str]:
     """Open an ONNX file as an engine would compute it; the sentence says with what tool and arithmetic.
 
-    Numeric: float16 parts are rounded after every operator; Q/DQ and float32 parts are executed as written, without
-    any graph optimisation.
+    Numeric: float16 and bfloat16 parts are rounded after every operator; Q/DQ and float32 parts are executed as
+    written, without any graph optimisation.
     Raises: MissingToolError without onnxruntime, StageError for a graph that cannot be emulated.
     """
     import onnx
     import onnxruntime
 
-    from optimizer.graph.rounding import emulate_rounding, holds_float16
+    from optimizer.graph.rounding import emulate_rounding, narrow_formats
     from optimizer.runtime.onnx import OnnxSession
 
     outline = onnx.load(model, load_external_data=False)
     tool = f"onnxruntime {onnxruntime.__version__} on the CPU"
     quantized = any(node.op_type == "DequantizeLinear" for node in outline.graph.node)
     integers = "int8 as its Q/DQ nodes say, " if quantized else ""
-    if not holds_float16(outline):
+    narrow = narrow_formats(outline)
+    if not narrow:
         return OnnxSession(model, threads=threads, optimize=False), f"{tool}, {integers}float32"
     with contextlib.ExitStack() as undo:
         folder = tempfile.TemporaryDirectory(prefix="judge-")
@@ -59,4 +60,4 @@ def open_judge(model: Path, threads: int = 1) -> tuple[Session, str]:
         emulate_rounding(model, emulated)
         session = EmulatedSession(OnnxSession(emulated, threads=threads, optimize=False), folder)
         undo.pop_all()  # from here on closing the session removes the folder
-    return session, f"{tool}, {integers}float16 rounded after every operator"
+    return session, f"{tool}, {integers}{' and '.join(narrow)} rounded after every operator"

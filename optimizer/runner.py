@@ -28,6 +28,15 @@ class Runner(ABC):
     def missing(cls, device: str) -> str | None:
         """Return the sentence that says what this machine lacks to execute on `device`, or None when it can."""
 
+    @classmethod
+    def refuses(cls, artifact: Artifact, device: str) -> str | None:
+        """Return the sentence that says why this runtime has no kernels for the artifact on `device`, or None.
+
+        What is not refused may still fail to open: this is what can be told without loading it.
+        """
+        del artifact, device
+        return None
+
     @abstractmethod
     def open(self) -> Session:
         """Load the artifact.

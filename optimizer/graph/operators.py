@@ -1,4 +1,4 @@
-"""What float16 means for each ONNX operator: which ports may narrow, which operators must not, and why."""
+"""What a narrow format means for each ONNX operator: which ports may narrow, which operators must not, and why."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from collections.abc import Mapping
 
 import onnx
 
-FLOAT = onnx.TensorProto.FLOAT
-FLOAT16 = onnx.TensorProto.FLOAT16
+from optimizer.graph.formats import BFLOAT16, FLOAT16, NarrowFormat
 
-FLOAT16_MAX = 65504.0
-FLOAT16_FLUSHES_TO_ZERO = 2.0**-25  # round to nearest even: this and everything smaller becomes zero
-# 64 float16 additions lose at most 64 * 2^-11 = 3 %, and overflow only where the mean magnitude passes 1023.
-MAX_FLOAT16_TERMS = 64
+FLOAT = onnx.TensorProto.FLOAT
 
 
 def _set(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-# The result is one of the inputs, its negative, or an integer of no larger magnitude: what went in as float16 values
-# comes out as float16 values.
+# The result is one of the inputs, its negative, or an integer of no larger magnitude: what went in as numbers of a
+# narrow format comes out as such.
 EXACT = _set(
     """
     Abs Ceil Clip Compress Concat DepthToSpace Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Hardmax
@@ -45,43 +41,63 @@ KEEPS_MAGNITUDE = _set(
 # Their own result may lie out of it although every input lies within.
 LEAVES_RANGE = _set("CumSum Exp Pow Reciprocal ReduceL1 ReduceL2 ReduceProd ReduceSum ReduceSumSquare")
 
-_SUM = "adds up many elements: the sum may pass 65504 and float16 accumulation loses digits"
 _NORMALIZATION = "mean and variance are sums over many elements; TensorRT 11 takes their precision from the tensor type"
-_RANGE = "leaves float16's range for ordinary arguments"
-_ARGUMENT = "needs more digits of its argument than float16 has"
-_COORDINATES = "sampling coordinates need more digits than float16 has"
-_PARSER = "TensorRT's ONNX parser refuses it in float16"  # tensorrt-rtx 1.7.1: ranks, or the types of a Select, differ
+_COORDINATES = "sampling coordinates need more digits than {format} has"
+_PARSER = "TensorRT's ONNX parser refuses it in {format}"
+_SUM = {
+    FLOAT16: "adds up many elements: the sum may pass 65504 and float16 accumulation loses digits",
+    BFLOAT16: "adds up many elements: bfloat16 accumulation loses digits",
+}
+RANGE = "leaves float16's range for ordinary arguments"
+_ARGUMENT = "needs more digits of its argument than {format} has"
 _RANDOM = "its element type is an attribute and its values are random"
+
+_ALWAYS = (
+    ("GroupNormalization InstanceNormalization LRN LayerNormalization LpNormalization", _NORMALIZATION),
+    ("MeanVarianceNormalization RMSNormalization", _NORMALIZATION),
+    ("Acos Acosh Asin Asinh Atanh Cos Log Mod Sin", _ARGUMENT),
+    ("AffineGrid GridSample MaxRoiPool RoiAlign", _COORDINATES),
+    ("Bernoulli EyeLike Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike", _RANDOM),
+)
+_LONG_SUMS = (
+    "CumProd CumSum DFT GlobalLpPool LpPool ReduceL2 ReduceLogSum ReduceLogSumExp ReduceProd ReduceSumSquare STFT"
+)
+
+
+def _reasons(narrow: NarrowFormat, *further: tuple[str, str]) -> Mapping[str, str]:
+    return {
+        name: reason.format(format=narrow.name)
+        for names, reason in (*_ALWAYS, (_LONG_SUMS, _SUM[narrow]), *further)
+        for name in names.split()
+    }
+
 
 # Operators that stay float32 whatever their shapes. Softmax, LogSoftmax, Gelu, Erf, Sigmoid and Tanh are not among
 # them: their results are bounded, kernels subtract the maximum, and Casts inside attention would break its fusion.
-# Source: the operators that PyTorch's CUDA autocast runs in float32, and the warning of TensorRT's ONNX parser about
-# Reduce and Pow in FP16.
-FLOAT32_OPERATORS: Mapping[str, str] = {
-    name: reason
-    for names, reason in (
-        ("GroupNormalization InstanceNormalization LRN LayerNormalization LpNormalization", _NORMALIZATION),
-        ("MeanVarianceNormalization RMSNormalization", _NORMALIZATION),
-        ("CumProd CumSum DFT GlobalLpPool LpPool ReduceL2 ReduceLogSum ReduceLogSumExp", _SUM),
-        ("ReduceProd ReduceSumSquare STFT", _SUM),
-        ("Cosh Exp Pow Reciprocal Sinh Softplus Tan", _RANGE),
-        ("Acos Acosh Asin Asinh Atanh Cos Log Mod Sin", _ARGUMENT),
-        ("Celu", _PARSER),
-        ("AffineGrid GridSample MaxRoiPool RoiAlign", _COORDINATES),
-        ("Bernoulli EyeLike Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike", _RANDOM),
-    )
-    for name in names.split()
+# In float16 an exponential leaves the range; in bfloat16 it stays within, and multiplies the error of an argument that
+# has 8 bits. Source: the operators that PyTorch's CUDA autocast runs in float32, the warning of TensorRT's ONNX parser
+# about Reduce and Pow in FP16, and tensorrt-rtx 1.7.1 itself (ranks, or the types of a Select, differ).
+FLOAT32_OPERATORS: Mapping[NarrowFormat, Mapping[str, str]] = {
+    FLOAT16: _reasons(FLOAT16, ("Cosh Exp Pow Reciprocal Sinh Softplus Tan", RANGE), ("Celu", _PARSER)),
+    BFLOAT16: _reasons(
+        BFLOAT16,
+        ("Cosh Exp Pow Sinh Softplus Tan", _ARGUMENT),
+        ("Celu HardSwish Mish", _PARSER),
+        ("ConvTranspose", "TensorRT-RTX finds no kernel for it in {format}"),
+    ),
 }
 
 # Sums whose length decides.
-_SIZED_SUMS = _set("AveragePool GlobalAveragePool ReduceL1 ReduceMean ReduceSum")
+SIZED_SUMS = _set("AveragePool GlobalAveragePool ReduceL1 ReduceMean ReduceSum")
 
-# Ports that stay float32 beside float16 ones.
+# Ports that stay float32 beside narrow ones.
 _FLOAT32_INPUTS: Mapping[str, frozenset[int]] = {"Resize": frozenset({1, 2}), "Dropout": frozenset({1})}
 
 
-def narrow_ports(node: onnx.NodeProto, types: Mapping[str, int], opset: int) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the inputs and outputs, by position, that are float32 and may be float16 by the operator's schema."""
+def narrow_ports(
+    node: onnx.NodeProto, types: Mapping[str, int], opset: int, narrow: NarrowFormat
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the inputs and outputs, by position, that are float32 and may be narrow by the operator's schema."""
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
     fixed = _FLOAT32_INPUTS.get(node.op_type, frozenset())
@@ -94,7 +110,7 @@ def narrow_ports(node: onnx.NodeProto, types: Mapping[str, int], opset: int) -> 
         for index, name in enumerate(node.input)
         if types.get(name) == FLOAT and index not in fixed
     }
-    inputs = frozenset(index for index, name in narrowed.items() if "tensor(float16)" in allowed.get(name, ()))
+    inputs = frozenset(index for index, name in narrowed.items() if narrow.tensor_type in allowed.get(name, ()))
     variables = {narrowed[index] for index in inputs}
     # An output follows its inputs; one whose type comes from an attribute does not.
     outputs = frozenset(
@@ -106,20 +122,24 @@ def narrow_ports(node: onnx.NodeProto, types: Mapping[str, int], opset: int) -> 
 
 
 def float32_reason(
-    node: onnx.NodeProto, shapes: Mapping[str, tuple[int | str | None, ...]], axes: list[int] | None
+    node: onnx.NodeProto,
+    shapes: Mapping[str, tuple[int | str | None, ...]],
+    axes: list[int] | None,
+    narrow: NarrowFormat,
 ) -> str | None:
     """Return why this operator must stay float32, or None. `axes` are those of a reduction, None for all."""
-    if node.op_type in FLOAT32_OPERATORS:
-        return FLOAT32_OPERATORS[node.op_type]
+    reasons = FLOAT32_OPERATORS[narrow]
+    if node.op_type in reasons:
+        return reasons[node.op_type]
     if node.op_type == "LSTM" and len(node.input) > 4 and node.input[4]:
-        return f"{_PARSER} when sequence lengths are given"
-    if node.op_type not in _SIZED_SUMS:
+        return f"{_PARSER.format(format=narrow.name)} when sequence lengths are given"
+    if node.op_type not in SIZED_SUMS:
         return None
-    terms = _terms(node, shapes.get(node.input[0]), axes)
-    return None if terms is not None and terms <= MAX_FLOAT16_TERMS else _SUM
+    length = terms(node, shapes.get(node.input[0]), axes)
+    return None if length is not None and length <= narrow.most_terms else _SUM[narrow]
 
 
-def _terms(node: onnx.NodeProto, shape: tuple[int | str | None, ...] | None, axes: list[int] | None) -> int | None:
+def terms(node: onnx.NodeProto, shape: tuple[int | str | None, ...] | None, axes: list[int] | None) -> int | None:
     """Return how many elements one result adds up, or None when the shape does not say."""
     if node.op_type == "AveragePool":
         lengths: list[int | str | None] = list(

@@ -1,8 +1,7 @@
-"""Decide for every node of a float32 graph whether it computes in float16, and if not, why."""
+"""Decide for every node of a float32 graph whether it computes in a narrow format, and if not, why."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -10,38 +9,43 @@ from enum import Enum
 import numpy as np
 import onnx
 
-from optimizer.errors import StageError
-from optimizer.graph.facts import GraphFacts, attribute_value, label, subgraphs
+from optimizer.graph.facts import GraphFacts, label, subgraphs
+from optimizer.graph.formats import NarrowFormat
+from optimizer.graph.index import node_key
+from optimizer.graph.keep import match
+from optimizer.graph.magnitudes import Judgement, Measured, axes
 from optimizer.graph.operators import (
     CONTRACTIONS,
     EXACT,
-    FLOAT16_FLUSHES_TO_ZERO,
-    FLOAT16_MAX,
     INDIFFERENT,
     KEEPS_MAGNITUDE,
     LEAVES_RANGE,
+    RANGE,
     float32_reason,
     narrow_ports,
 )
 
 FLOAT = onnx.TensorProto.FLOAT
 
-BETWEEN = "stands between float32 nodes: its casts would cost more than float16 saves"
-SHAPE = "computes with sizes, which float16 cannot hold exactly above 2048"
+BETWEEN = "stands between float32 nodes: its casts would cost more than {format} saves"
+SHAPE = "computes with sizes, which {format} cannot hold exactly above {exact}"
 LISTED = "listed in keep"
 
 
 class Kind(Enum):
     """How a node stands to the pass."""
 
-    NARROW = "float16"
+    NARROW = "narrow"
     WIDE = "float32"
     UNTOUCHED = "no float32 tensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one node: the ports that narrow, or the reason why none does."""
+    """What becomes of one node: the ports that narrow, or the reason why none does.
+
+    The reason of a narrow node is the data's that lets it be, where the graph alone would have kept it float32.
+    """
 
     kind: Kind
     reason: str | None = None
@@ -49,37 +53,35 @@ class Decision:
     outputs: frozenset[int] = frozenset()
 
 
-def decide(facts: GraphFacts, keep: tuple[str, ...] = (), reasons: Mapping[str, str] | None = None) -> list[Decision]:
-    """Return one decision a node. `keep` names operator types or nodes, `reasons` maps node labels to reasons.
+def decide(
+    facts: GraphFacts,
+    narrow: NarrowFormat,
+    keep: tuple[str, ...] = (),
+    reasons: Mapping[str, str] | None = None,
+    measured: Measured | None = None,
+) -> list[Decision]:
+    """Return one decision a node. `keep` names operator types, nodes or modules, `reasons` maps node names to reasons.
 
+    `measured` holds what calibration data made of each tensor; without it the graph alone decides.
     Raises: StageError when `keep` or `reasons` names what the graph does not hold.
     """
-    listed = dict.fromkeys(keep, LISTED) | dict(reasons or {})
-    _check_names(facts, listed)
-    decisions = [_own(facts, node, listed) for node in facts.nodes]
-    _keep_shape_arithmetic(facts, decisions)
-    _keep_out_of_range(facts, decisions)
-    _keep_between(facts, decisions)
-    _keep_idle_groups(facts, decisions)
+    own = dict(reasons or {})
+    named = match((*keep, *own), facts.nodes, narrow.name)
+    listed = {node: own.get(name, LISTED) for node, name in named.items()}
+    judgement = Judgement(facts, measured or {}, narrow)
+    decisions = [_own(judgement, node, listed) for node in facts.nodes]
+    _free_harmless(judgement, decisions)
+    _keep_shape_arithmetic(facts, decisions, SHAPE.format(format=narrow.name, exact=narrow.exact_integers))
+    _keep_out_of_range(judgement, decisions)
+    between = BETWEEN.format(format=narrow.name)
+    _keep_between(facts, decisions, between)
+    _keep_idle_groups(facts, decisions, between)
     return decisions
 
 
-def _check_names(facts: GraphFacts, listed: Mapping[str, str]) -> None:
-    known = {node.op_type for node in facts.nodes} | {label(node) for node in facts.nodes}
-    unknown = [name for name in listed if name not in known]
-    if not unknown:
-        return
-    lines = []
-    for name in unknown:
-        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-        meant = f", did you mean {' or '.join(map(repr, near))}?" if near else ""
-        lines.append(f"'{name}' is neither an operator type nor a node of this graph{meant}")
-    types = ", ".join(sorted({node.op_type for node in facts.nodes}))
-    raise StageError("; ".join(lines), where="float16.keep", hint=f"operator types in this graph: {types}")
-
-
-def _own(facts: GraphFacts, node: onnx.NodeProto, listed: Mapping[str, str]) -> Decision:
-    """Decide by the node alone: its schema, its operator, its constants."""
+def _own(judgement: Judgement, node: onnx.NodeProto, listed: Mapping[str, str]) -> Decision:
+    """Decide by the node alone: its schema, its operator, its constants, its tensors on calibration data."""
+    facts, narrow = judgement.facts, judgement.narrow
     names = [name for name in (*node.input, *node.output) if name]
     has_body = any(True for _ in subgraphs(node))
     if has_body:
@@ -88,55 +90,72 @@ def _own(facts: GraphFacts, node: onnx.NodeProto, listed: Mapping[str, str]) -> 
         return Decision(Kind.WIDE, "the type of a tensor it touches is unknown")
     if FLOAT not in {facts.types[name] for name in names} or node.op_type in INDIFFERENT or node.op_type == "Constant":
         return Decision(Kind.UNTOUCHED)
-    for name in (label(node), node.op_type):
-        if name in listed:
-            return Decision(Kind.WIDE, listed[name])
+    if node_key(node) in listed:
+        return Decision(Kind.WIDE, listed[node_key(node)])
     if node.domain not in ("", "ai.onnx"):
         return Decision(Kind.WIDE, f"operator of domain {node.domain}, whose types are not known here")
-    inputs, outputs = narrow_ports(node, facts.types, facts.opset)
+    inputs, outputs = narrow_ports(node, facts.types, facts.opset, narrow)
     if not inputs:
         return Decision(
-            Kind.UNTOUCHED if node.op_type == "ConstantOfShape" else Kind.WIDE, "ONNX defines no float16 for it"
+            Kind.UNTOUCHED if node.op_type == "ConstantOfShape" else Kind.WIDE, f"ONNX defines no {narrow.name} for it"
         )
-    reason = float32_reason(node, facts.shapes, _axes(facts, node)) or _constant_reason(facts, node, inputs)
+    reason = (
+        _constant_reason(judgement, node, inputs)
+        or float32_reason(node, facts.shapes, axes(facts, node), narrow)
+        or judgement.reason(node, inputs, outputs)
+    )
     return Decision(Kind.WIDE, reason) if reason else Decision(Kind.NARROW, None, inputs, outputs)
 
 
-def _axes(facts: GraphFacts, node: onnx.NodeProto) -> list[int] | None:
-    axes = attribute_value(node, "axes")
-    if axes is None and node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1]:
-        constant = facts.constant(node.input[1])
-        axes = None if constant is None else constant.tolist()
-    return [int(axis) for axis in axes] if isinstance(axes, list) else None
-
-
-def _constant_reason(facts: GraphFacts, node: onnx.NodeProto, inputs: frozenset[int]) -> str | None:
+def _constant_reason(judgement: Judgement, node: onnx.NodeProto, inputs: frozenset[int]) -> str | None:
+    name, largest = judgement.narrow.name, judgement.narrow.largest
     for index in sorted(inputs):
-        # A bias too small for float16 is lost beside what it is added to.
-        if misfit := _misfit(facts, node, index, bias=node.op_type in CONTRACTIONS and index == 2):
+        # A bias too small for the format is lost beside what it is added to.
+        bias = node.op_type in CONTRACTIONS and index == 2
+        if misfit := _misfit(judgement, node, index, bias=bias):
             too, value = misfit
-            fate = f"lies beyond float16's {FLOAT16_MAX:g}" if too == "large" else "would become 0 in float16"
+            fate = f"lies beyond {name}'s {largest:g}" if too == "large" else f"would become 0 in {name}"
             return f"its constant '{node.input[index]}' ({value:.6g}) {fate}"
     return None
 
 
-def _misfit(facts: GraphFacts, node: onnx.NodeProto, index: int, bias: bool = False) -> tuple[str, float] | None:
-    """Return ("large" | "small", the value) when a constant input does not survive float16, or None."""
-    values = facts.constant(node.input[index])
-    if values is None or values.size == 0 or facts.types[node.input[index]] != FLOAT:
+def _misfit(judgement: Judgement, node: onnx.NodeProto, index: int, bias: bool = False) -> tuple[str, float] | None:
+    """Return ("large" | "small", the value) when a constant input does not survive the format, or None."""
+    values = judgement.facts.constant(node.input[index])
+    if values is None or values.size == 0 or judgement.facts.types[node.input[index]] != FLOAT:
         return None
     magnitude = np.abs(values)
-    # Infinity exists in float16; a finite value above its largest would become one.
+    # Infinity exists in the format; a finite value above its largest would become one.
     largest = float(magnitude.max(where=np.isfinite(magnitude), initial=0.0))
-    if largest > FLOAT16_MAX:
+    if largest > judgement.narrow.largest:
         return "large", largest
-    lost = (magnitude > 0) & (magnitude <= FLOAT16_FLUSHES_TO_ZERO)
+    lost = (magnitude > 0) & (magnitude <= judgement.narrow.flushes)
     # One weight lost among many shifts a result by at most 2^-25 of an input; a lost denominator, or a constant lost
     # altogether, changes what the node computes.
-    denominator = node.op_type == "Div" and index == 1
+    denominator = (node.op_type, index) in (("Div", 1), ("BatchNormalization", 4))
     if not bias and lost.any() and (denominator or bool((lost | (magnitude == 0)).all())):
         return "small", float(magnitude.max(where=lost, initial=0.0))
     return None
+
+
+def _free_harmless(judgement: Judgement, decisions: list[Decision]) -> None:
+    """Narrow what was kept only because it may leave the range, where data and theory agree that it does not.
+
+    Only where every neighbour is narrow too: there it takes Casts away; beside a float32 node it would add some.
+    """
+    facts = judgement.facts
+    for index, node in enumerate(facts.nodes):
+        if decisions[index].reason != RANGE or not judgement.is_harmless(node):
+            continue
+        writers = [facts.producer.get(name) for name in _float_inputs(facts, node)]
+        readers = facts.readers.get(node.output[0], [])
+        if not readers or node.output[0] in facts.outputs | facts.captured:
+            continue
+        if all(writer is not None and _narrow(decisions, writer) for writer in writers) and all(
+            _narrow(decisions, reader) for reader in readers
+        ):
+            ports = narrow_ports(node, facts.types, facts.opset, judgement.narrow)
+            decisions[index] = Decision(Kind.NARROW, judgement.reach(node.output[0]), *ports)
 
 
 def _narrow(decisions: list[Decision], index: int) -> bool:
@@ -148,7 +167,7 @@ def _float_inputs(facts: GraphFacts, node: onnx.NodeProto) -> list[str]:
     return [name for name in node.input if facts.types.get(name) == FLOAT and name not in facts.initializers]
 
 
-def _keep_shape_arithmetic(facts: GraphFacts, decisions: list[Decision]) -> None:
+def _keep_shape_arithmetic(facts: GraphFacts, decisions: list[Decision], reason: str) -> None:
     """Keep float32 what is computed from sizes and constants alone: sizes to be, positions, interpolation factors."""
     derived: set[str] = set()
     for index, node in enumerate(facts.nodes):
@@ -158,15 +177,20 @@ def _keep_shape_arithmetic(facts: GraphFacts, decisions: list[Decision]) -> None
         if node.op_type in ("Shape", "Size") or (asked and derived.issuperset(asked)):
             derived.update(name for name in node.output if name)
             if _narrow(decisions, index):
-                decisions[index] = Decision(Kind.WIDE, SHAPE)
+                decisions[index] = Decision(Kind.WIDE, reason)
 
 
 def _has_float_output(facts: GraphFacts, node: onnx.NodeProto) -> bool:
     return any(facts.types.get(name) == FLOAT for name in node.output)
 
 
-def _keep_out_of_range(facts: GraphFacts, decisions: list[Decision]) -> None:
-    """Keep float32 who reads a tensor that a float32 node may place outside float16's range: no Cast stands between."""
+def _keep_out_of_range(judgement: Judgement, decisions: list[Decision]) -> None:
+    """Keep float32 who reads a tensor that a float32 node may place outside the range: no Cast stands between.
+
+    What an operator may do needs no such caution where data shows that it does not; what a constant may do, always.
+    """
+    facts, narrow = judgement.facts, judgement.narrow
+    leaves = frozenset() if narrow.has_range_of_float32 else LEAVES_RANGE
     certain: dict[str, str] = {}  # by a constant: what reads it stays float32 whatever it costs
     possible: dict[str, str] = {}  # by the operator: a contraction is not held back for it
     for index, node in enumerate(facts.nodes):
@@ -175,28 +199,29 @@ def _keep_out_of_range(facts: GraphFacts, decisions: list[Decision]) -> None:
         maybe = next((possible[name] for name in read if name in possible), None)
         origin = sure or (None if node.op_type in CONTRACTIONS else maybe)
         if origin and _narrow(decisions, index):
-            decisions[index] = Decision(Kind.WIDE, f"reads what {origin} may place outside float16's range")
+            decisions[index] = Decision(Kind.WIDE, f"reads what {origin} may place outside {narrow.name}'s range")
         if decisions[index].kind is not Kind.WIDE:
             continue
         keeps = node.op_type in KEEPS_MAGNITUDE
-        if (sure and keeps) or _writes_out_of_range(facts, node):
+        if (sure and keeps) or _writes_out_of_range(judgement, node):
             certain.update((name, sure or f"'{label(node)}'") for name in node.output if name)
-        elif (maybe and keeps) or node.op_type in LEAVES_RANGE:
-            possible.update((name, maybe or f"'{label(node)}'") for name in node.output if name)
+        elif (maybe and keeps) or node.op_type in leaves:
+            unseen = [name for name in node.output if name and not judgement.within(name)]
+            possible.update((name, maybe or f"'{label(node)}'") for name in unseen)
 
 
-def _writes_out_of_range(facts: GraphFacts, node: onnx.NodeProto) -> bool:
-    """Whether a constant that does not survive float16 may place this node's result outside its range too."""
+def _writes_out_of_range(judgement: Judgement, node: onnx.NodeProto) -> bool:
+    """Whether a constant that does not survive the format may place this node's result outside its range too."""
     if node.op_type not in KEEPS_MAGNITUDE | {"Mul", "Div"}:
         return False
-    misfits = {index: _misfit(facts, node, index) for index in range(len(node.input))}
+    misfits = {index: _misfit(judgement, node, index) for index in range(len(node.input))}
     # Dividing by a large constant brings values back into range.
     return any(
         found and not (node.op_type == "Div" and index == 1 and found[0] == "large") for index, found in misfits.items()
     )
 
 
-def _keep_between(facts: GraphFacts, decisions: list[Decision]) -> None:
+def _keep_between(facts: GraphFacts, decisions: list[Decision], reason: str) -> None:
     """Move an inexpensive node to float32 when a float32 node writes one of its inputs and only such nodes read it."""
 
     def stays(index: int) -> bool:
@@ -209,7 +234,7 @@ def _keep_between(facts: GraphFacts, decisions: list[Decision]) -> None:
         wanted = all(decisions[reader].kind is not Kind.NARROW for reader in readers)
         return bool(written and (readers or outside) and wanted)
 
-    _until_settled(decisions, stays)
+    _until_settled(decisions, stays, reason)
 
 
 def _written_float32(facts: GraphFacts, decisions: list[Decision], name: str) -> bool:
@@ -217,18 +242,18 @@ def _written_float32(facts: GraphFacts, decisions: list[Decision], name: str) ->
     return writer is None or decisions[writer].kind is not Kind.NARROW
 
 
-def _until_settled(decisions: list[Decision], stays: Callable[[int], bool]) -> None:
+def _until_settled(decisions: list[Decision], stays: Callable[[int], bool], reason: str) -> None:
     changed = True
     while changed:
         changed = False
         for index in reversed(range(len(decisions))):
             if stays(index):
-                decisions[index] = Decision(Kind.WIDE, BETWEEN)
+                decisions[index] = Decision(Kind.WIDE, reason)
                 changed = True
 
 
-def _keep_idle_groups(facts: GraphFacts, decisions: list[Decision]) -> None:
-    """Keep float32 every connected group of float16 nodes that holds no contraction: it would only pay for casts."""
+def _keep_idle_groups(facts: GraphFacts, decisions: list[Decision], reason: str) -> None:
+    """Keep float32 every connected group of narrow nodes that holds no contraction: it would only pay for casts."""
     group = list(range(len(decisions)))
 
     def root(index: int) -> int:
@@ -247,4 +272,4 @@ def _keep_idle_groups(facts: GraphFacts, decisions: list[Decision]) -> None:
     paying = {root(index) for index, node in enumerate(facts.nodes) if node.op_type in CONTRACTIONS}
     for index in range(len(decisions)):
         if _narrow(decisions, index) and root(index) not in paying:
-            decisions[index] = Decision(Kind.WIDE, BETWEEN)
+            decisions[index] = Decision(Kind.WIDE, reason)

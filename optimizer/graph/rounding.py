@@ -1,9 +1,10 @@
-"""The rounding emulator: a float16 graph rewritten so that a float32 runtime gives float16 hardware's numbers.
+"""The rounding emulator: a float16 or bfloat16 graph rewritten so that a float32 runtime gives the hardware's numbers.
 
-Hardware (and torch on the CPU) computes an operator on float16 tensors with float32 accumulators and rounds what it
-writes. onnxruntime's CPU provider runs such a graph in float32 throughout, so nothing overflows and nothing is rounded.
-Here every tensor that is float16 in the source is a float32 tensor that holds float16 values: a pair of Casts after its
-producer rounds it to nearest even, with subnormals, and to infinity from 65520 on. Run it without graph optimisation.
+Hardware (and torch on the CPU) computes an operator on narrow tensors with float32 accumulators and rounds what it
+writes. onnxruntime's CPU provider runs a float16 graph in float32 throughout, so nothing overflows and nothing is
+rounded, and has no bfloat16 convolution at all. Here every tensor that is narrow in the source is a float32 tensor that
+holds narrow values: a pair of Casts after its producer rounds it to nearest even, with subnormals, and to infinity from
+65520 on in float16. Run it without graph optimisation.
 Kernels that fuse several operators round once where this rounds after each: the emulator is the stricter of the two.
 """
 
@@ -18,46 +19,48 @@ from onnx import numpy_helper
 from optimizer.errors import StageError
 from optimizer.graph.facts import GraphFacts, attribute_value, label, lift_constants, subgraphs
 from optimizer.graph.files import save_model
+from optimizer.graph.formats import FORMATS
 from optimizer.graph.operators import EXACT
 from optimizer.graph.typed import infer_types, read_model
 
 FLOAT = onnx.TensorProto.FLOAT
-FLOAT16 = onnx.TensorProto.FLOAT16
-BFLOAT16 = onnx.TensorProto.BFLOAT16
+_NAMES = {narrow.element_type: narrow.name for narrow in FORMATS}
 _WHERE = "rounding emulator"
 # Attributes that name the element type of an output.
 _TYPE_ATTRIBUTES = ("dtype", "to", "output_dtype", "output_datatype")
 
 
-def holds_float16(model: onnx.ModelProto) -> bool:
-    """Whether any tensor of the model is float16."""
-    return _holds(model.graph, FLOAT16)
+def narrow_formats(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the narrow formats that the model's tensors have."""
+    return tuple(name for kind, name in _NAMES.items() if _holds(model.graph, kind))
 
 
 def emulate_rounding(source: Path, destination: Path) -> None:
-    """Write the float32 graph that rounds where the float16 graph at `source` does; its interface stays the same.
+    """Write the float32 graph that rounds where the float16 or bfloat16 graph at `source` does, with its interface.
 
     Numeric: to be executed with every graph optimisation disabled: an optimiser may drop a pair of Casts.
-    Raises: StageError for float16 inside If, Loop or Scan, and for bfloat16, neither of which is emulated.
+    Raises: StageError for narrow formats inside If, Loop or Scan, which are not emulated.
     """
     model = read_model(source)
     _refuse(model)
-    lift_constants(infer_types(model), FLOAT16)
+    infer_types(model)
+    for kind in _NAMES:
+        lift_constants(model, kind)
     facts = GraphFacts(model)
     for tensor in model.graph.initializer:
-        if tensor.data_type == FLOAT16:
+        if tensor.data_type in _NAMES:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     nodes = _Rounder(facts).nodes()
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     for value in model.graph.value_info:
-        if value.type.tensor_type.elem_type == FLOAT16:
+        if value.type.tensor_type.elem_type in _NAMES:
             value.type.tensor_type.elem_type = FLOAT
     save_model(infer_types(model), destination)
 
 
 class _Rounder:
-    """Writes the emulating nodes. A float16 tensor keeps its name and becomes float32, unless the name is public."""
+    """Writes the emulating nodes. A narrow tensor keeps its name and becomes float32, unless the name is public."""
 
     def __init__(self, facts: GraphFacts) -> None:
         self.facts = facts
@@ -70,7 +73,7 @@ class _Rounder:
     def nodes(self) -> list[onnx.NodeProto]:
         """Return the nodes of the emulating graph in order."""
         for value in self.facts.model.graph.input:
-            if self.facts.types.get(value.name) == FLOAT16:
+            if self.facts.types.get(value.name) in _NAMES:
                 self.name[value.name] = self._fresh(value.name, "float32")
                 self._cast(value.name, self.name[value.name], FLOAT)
         for node in self.facts.nodes:
@@ -80,13 +83,13 @@ class _Rounder:
     def _rewrite(self, node: onnx.NodeProto) -> None:
         source = node.input[0] if node.input else ""
         to_float = node.op_type == "Cast" and attribute_value(node, "to") == FLOAT
-        widens = to_float and self.facts.types.get(source) == FLOAT16
+        widens = to_float and self.facts.types.get(source) in _NAMES
         if widens and not self._must_keep(node.output[0]):
             self.name[node.output[0]] = self.name.get(source, source)
             return
         for port, name in enumerate(node.input):
             node.input[port] = self.name.get(name, name)
-        halves = [port for port, name in enumerate(node.output) if self.facts.types.get(name) == FLOAT16]
+        halves = [port for port, name in enumerate(node.output) if self.facts.types.get(name) in _NAMES]
         if widens:
             # float32 already, and its name is needed: nothing is left to convert.
             self.written.append(onnx.helper.make_node("Identity", node.input[:1], node.output, name=node.name))
@@ -97,7 +100,7 @@ class _Rounder:
             self._append_rounded(node, halves)
 
     def _append_rounded(self, node: onnx.NodeProto, halves: list[int]) -> None:
-        """Append an operator that now computes in float32, and the rounding of what it wrote in float16."""
+        """Append an operator that now computes in float32, and the rounding of what it wrote in a narrow format."""
         pending: list[tuple[str, str]] = []
         for port in halves:
             name = node.output[port]
@@ -106,13 +109,14 @@ class _Rounder:
                 pending.append((node.output[port], name))
         self.written.append(node)
         for computed, name in pending:
-            self._round(computed, name, self._fresh(f"Round_{name}", "float16"))
+            self._round(computed, name, self._fresh(f"Round_{name}", _NAMES[self.facts.types[name]]))
 
     def _round(self, computed: str, name: str, cast_name: str) -> None:
-        """Round `computed` to float16 values under the name of the float16 tensor."""
+        """Round `computed` to the values of the narrow tensor `name`, under that name."""
+        kind = self.facts.types[name]
         is_public = name in self.public
-        rounded = name if is_public else self._fresh(name, "float16")
-        self._cast(computed, rounded, FLOAT16, cast_name)
+        rounded = name if is_public else self._fresh(name, _NAMES[kind])
+        self._cast(computed, rounded, kind, cast_name)
         widened = self._fresh(name, "float32") if is_public else name
         self.name[name] = widened
         self._cast(rounded, widened, FLOAT)
@@ -124,9 +128,9 @@ class _Rounder:
 
     def _widen_attributes(self, node: onnx.NodeProto) -> None:
         for attribute in node.attribute:
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i == FLOAT16:
+            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _NAMES:
                 attribute.i = FLOAT
-            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == FLOAT16:
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _NAMES:
                 array = numpy_helper.to_array(attribute.t).astype(np.float32)
                 attribute.t.CopyFrom(numpy_helper.from_array(array))
 
@@ -148,13 +152,12 @@ class _Rounder:
 
 
 def _refuse(model: onnx.ModelProto) -> None:
-    if _holds(model.graph, BFLOAT16):
-        raise StageError("the graph holds bfloat16, which the emulator does not round", where=_WHERE)
     for node in model.graph.node:
         for graph in subgraphs(node):
-            if _holds(graph, FLOAT16):
+            found = next((name for kind, name in _NAMES.items() if _holds(graph, kind)), None)
+            if found:
                 raise StageError(
-                    f"node '{label(node)}' ({node.op_type}) computes in float16 inside its subgraph",
+                    f"node '{label(node)}' ({node.op_type}) computes in {found} inside its subgraph",
                     where=_WHERE,
                     hint="Subgraphs are not emulated: keep such a node in float32.",
                 )

@@ -7,6 +7,9 @@ from typing import ClassVar
 from optimizer.runner import Runner
 from optimizer.runners.refusal import refusal_fails_the_measurement
 from optimizer.runtime.session import Session
+from optimizer.types import Artifact
+
+_MOST_KINDS = 3
 
 
 class OnnxRuntimeRunner(Runner):
@@ -21,6 +24,30 @@ class OnnxRuntimeRunner(Runner):
         from optimizer.runtime.onnx import missing
 
         return missing(device)
+
+    @classmethod
+    def refuses(cls, artifact: Artifact, device: str) -> str | None:
+        """Refuse bfloat16 on the CPU: its provider has no such Conv, MatMul or Gemm."""
+        if device != "cpu":
+            return None
+        import onnx
+
+        outline = onnx.load(artifact.file, load_external_data=False).graph
+        kind = int(onnx.TensorProto.BFLOAT16)
+        narrow = {value.name for value in outline.value_info if value.type.tensor_type.elem_type == kind}
+        narrow.update(tensor.name for tensor in outline.initializer if tensor.data_type == kind)
+        computing = [
+            node.op_type
+            for node in outline.node
+            if node.op_type != "Cast" and not narrow.isdisjoint((*node.input, *node.output))
+        ]
+        if not computing:
+            return None
+        kinds = ", ".join(sorted(set(computing))[:_MOST_KINDS]) + (", ..." if len(set(computing)) > _MOST_KINDS else "")
+        return (
+            f"onnxruntime has no bfloat16 kernels on the CPU, and {len(computing)} nodes compute in it ({kinds}); "
+            "a GPU can: onnxruntime on CUDA, or a TensorRT engine for compute capability 8.0 or later"
+        )
 
     def open(self) -> Session:
         """Load the graph on exactly the provider of `device`."""

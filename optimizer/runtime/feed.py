@@ -14,6 +14,8 @@ from optimizer.types import TensorSpec
 def check_feed(inputs: Sequence[TensorSpec], feed: Feed, where: str) -> dict[str, Array]:
     """Return the feed in the declared order, C-contiguous; the arrays themselves are never changed.
 
+    float32 given to a float16 input is rounded to it.
+
     Raises: UsageError, listing everything wrong at once and every input that is expected.
     """
     problems = [f"no input '{spec.name}'" for spec in inputs if spec.name not in feed]
@@ -26,16 +28,28 @@ def check_feed(inputs: Sequence[TensorSpec], feed: Feed, where: str) -> dict[str
     if problems:
         wanted = ", ".join(f"{spec.name}: {spec.dtype}{_shape(spec.shape)}" for spec in inputs)
         raise UsageError("; ".join(problems), where=where, hint=f"it takes {wanted}")
-    return {
-        spec.name: np.ascontiguousarray(feed[spec.name]) if feed[spec.name].ndim else feed[spec.name] for spec in inputs
-    }
+    return {spec.name: _laid_out(feed[spec.name], spec.dtype) for spec in inputs}
+
+
+def _laid_out(array: Array, dtype: str) -> Array:
+    rounded = array.astype(np.float16) if _is_rounded(array.dtype.name, dtype) else array
+    return np.ascontiguousarray(rounded) if rounded.ndim else rounded
+
+
+def _is_rounded(given: str, declared: str) -> bool:
+    """A model whose inputs are float16 by request takes the float32 data that its float32 form takes, rounded."""
+    return given == "float32" and declared == "float16"
 
 
 def _mismatches(spec: TensorSpec, array: object, axes: dict[str, tuple[str, int]]) -> list[str]:
     if not isinstance(array, np.ndarray):
         return [f"input '{spec.name}' is a {type(array).__name__}, not a numpy array"]
     problems = []
-    if array.dtype.name != spec.dtype:
+    if _is_rounded(array.dtype.name, spec.dtype):
+        largest = float(np.abs(array).max()) if array.size else 0.0
+        if largest > np.finfo(np.float16).max:
+            problems.append(f"input '{spec.name}' reaches {largest:g}, and float16 ends at 65504")
+    elif array.dtype.name != spec.dtype:
         problems.append(f"input '{spec.name}' is {array.dtype.name}, not {spec.dtype}")
     if array.ndim != len(spec.shape):
         return [*problems, f"input '{spec.name}' has shape {_shape(array.shape)}, not {_shape(spec.shape)}"]

@@ -11,11 +11,27 @@ import onnx.parser
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from optimizer.data.samples import Array, Sample, Samples
 from optimizer.graph.rounding import emulate_rounding
 from optimizer.judge import open_judge
 from optimizer.runtime.onnx import OnnxSession
 
 Arrays = dict[str, object]
+
+
+class Split(Samples):
+    """Samples from the rows of arrays by input name, over again where `count` asks for more."""
+
+    def __init__(self, count: int | None = None, /, **inputs: Sequence[Array]) -> None:
+        self.inputs = inputs
+        self.rows = len(next(iter(inputs.values())))
+        self.count = self.rows if count is None else count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample({name: rows[index % self.rows] for name, rows in self.inputs.items()}, 0, str(index))
 
 
 def model(text: str, **constants: object) -> onnx.ModelProto:

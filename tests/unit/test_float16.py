@@ -12,7 +12,8 @@ from onnx import TensorProto, numpy_helper
 
 from optimizer.errors import StageError
 from optimizer.graph import files
-from optimizer.graph.float16 import CastReport, convert_to_float16
+from optimizer.graph.float16 import convert_to_float16
+from optimizer.graph.narrow import CastReport
 from optimizer.runtime.onnx import OnnxSession
 
 
@@ -44,7 +45,7 @@ def types(result: onnx.ModelProto) -> dict[str, int]:
 def test_a_cnn_computes_in_float16_between_two_casts(tmp_path: Path) -> None:
     result, report = convert(tmp_path, cnn())
     assert [n.op_type for n in result.graph.node] == ["Cast", "Conv", "Relu", "MaxPool", "Flatten", "Gemm", "Cast"]
-    assert (report.float16_nodes, report.kept, report.casts) == (5, {}, 2)
+    assert (report.narrow_nodes, report.kept, report.casts) == (5, {}, 2)
     assert all(types(result)[name] == TensorProto.FLOAT16 for name in ("w", "b", "v", "c", "a", "r", "p", "f"))
 
 
@@ -72,8 +73,8 @@ def test_a_kept_name_that_matches_nothing_is_refused_with_the_nearest(tmp_path: 
     with pytest.raises(StageError) as caught:
         convert(tmp_path, cnn(), keep=("Conv", "Gem"))
     assert str(caught.value) == (
-        "float16.keep: 'Gem' is neither an operator type nor a node of this graph, did you mean 'Gemm'?\n"
-        "  operator types in this graph: Conv, Flatten, Gemm, MaxPool, Relu"
+        "float16: keep: 'Gem' is neither an operator type, a node nor a module of the graph\n"
+        "  nearest: Gemm (operator type)"
     )
 
 

@@ -17,6 +17,8 @@ from optimizer.judge import open_judge
 HEAD = '<ir_version: 10, opset_import: ["" : 20]> '
 PLAIN = HEAD + "g (float[n] x) => (float[n] y) { y = Relu(x) }"
 HALF = HEAD + "g (float[n] x) => (float[n] y) { h = Cast<to: int = 10>(x) m = Mul(h, h) y = Cast<to: int = 1>(m) }"
+BRAIN = HALF.replace("int = 10", "int = 16")
+BOTH = HALF.replace("y = Cast<to: int = 1>(m)", "b = Cast<to: int = 16>(m) n = Mul(b, b) y = Cast<to: int = 1>(n)")
 QUANTIZED = HEAD + (
     "g (float[n] x) => (float[n] y) <float s = {0.5}> { q = QuantizeLinear(x, s) y = DequantizeLinear(q, s) }"
 )
@@ -32,6 +34,8 @@ def save(text: str, folder: Path) -> Path:
     [
         (PLAIN, "float32"),
         (HALF, "float16 rounded after every operator"),
+        (BRAIN, "bfloat16 rounded after every operator"),
+        (BOTH, "float16 and bfloat16 rounded after every operator"),
         (QUANTIZED, "int8 as its Q/DQ nodes say, float32"),
     ],
 )
@@ -48,6 +52,13 @@ def test_float16_parts_round_and_overflow(tmp_path: Path) -> None:
     assert found.dtype == np.float32
     tenth = np.float16(0.1)
     np.testing.assert_array_equal(found, np.array([np.inf, tenth * tenth], np.float32))
+
+
+def test_bfloat16_parts_round_and_do_not_overflow(tmp_path: Path) -> None:
+    session, _ = open_judge(save(BRAIN, tmp_path))
+    with session:
+        found = session.infer({"x": np.array([300.0, 0.1], np.float32)})["y"]
+    assert found.tolist() == [90112.0, 0.010009765625]  # 300 is held exactly; 0.1 is 0.10009765625
 
 
 def test_the_judge_offers_the_interface_of_the_model(tmp_path: Path) -> None:

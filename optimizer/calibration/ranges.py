@@ -1,0 +1,176 @@
+"""Run real samples through a graph once and find how large and how small each of its activations becomes."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from optimizer.data.samples import Array, Batch, Samples, batches
+from optimizer.errors import StageError
+from optimizer.graph.files import save_model
+from optimizer.graph.formats import FLOAT16
+from optimizer.graph.magnitudes import Magnitudes, float_activations
+from optimizer.graph.narrow import prepare
+from optimizer.graph.typed import read_model
+from optimizer.runtime.onnx import OnnxSession
+
+# A larger batch is no faster on a CPU, and holds more activations at once.
+_BATCH = 16
+# Activations held at once: large pictures come in smaller batches.
+_BUDGET_BYTES = 256 << 20
+_COARSE = 2.0**-18
+_WHERE = "calibration data"
+# Squares of float32 values between these and their sums are float32 numbers too.
+_SQUARE_LOW, _SQUARE_HIGH = 1e-15, 1e15
+_LOOKED_AT = 256
+
+Progress = Callable[[int, int], None]
+
+
+class RunningMagnitudes:
+    """One tensor's extremes so far: a few numbers, whatever was folded in."""
+
+    def __init__(self) -> None:
+        self.values = 0
+        self.largest = 0.0
+        self.highest = -math.inf
+        self.nonzero = 0
+        self.coarse = 0
+        self.lost = 0
+        self.small_noise = 0.0
+        self.rms = 0.0
+        self.whole = True
+
+    def fold(self, batch: Array) -> bool:
+        """Take in one batch; return False, and nothing changes, where it holds NaN. Infinite values are left out."""
+        values = batch.reshape(-1).astype(np.float32, copy=False)
+        if values.size == 0:
+            return True
+        high, low = float(values.max()), float(values.min())
+        if math.isnan(high):
+            return False
+        if math.isinf(high) or math.isinf(low):
+            values = values[np.isfinite(values)]
+            high, low = float(values.max(initial=-math.inf)), float(values.min(initial=math.inf))
+            if not values.size:
+                return True
+        self.values += values.size
+        self.highest = max(self.highest, high)
+        self.whole = self.whole and _is_whole(values)
+        self._fold_sizes(values, max(high, -low))
+        return True
+
+    def _fold_sizes(self, values: npt.NDArray[np.float32], largest: float) -> None:
+        self.largest = max(self.largest, largest)
+        magnitude = np.abs(values)
+        positive = magnitude > 0
+        nonzero = int(np.count_nonzero(positive))
+        if not nonzero:
+            return
+        self.nonzero += nonzero
+        small = magnitude[(magnitude < FLOAT16.smallest_normal) & positive].astype(np.float64)
+        self.coarse += int(np.count_nonzero(small < _COARSE))
+        self.lost += int(np.count_nonzero(small <= FLOAT16.flushes))
+        fits = _SQUARE_LOW < largest < _SQUARE_HIGH
+        squared = values if fits else values.astype(np.float64)
+        energy = float(np.dot(squared, squared))
+        error = small - small.astype(np.float16)
+        noise = float(np.dot(error, error)) / energy
+        if noise >= self.small_noise:
+            self.small_noise, self.rms = noise, math.sqrt(energy / nonzero)
+
+    def result(self) -> Magnitudes | None:
+        """Return what was found, or None for a tensor that no sample reached."""
+        if not self.values:
+            return None
+        return Magnitudes(
+            self.largest, self.highest, self.nonzero, self.small_noise, self.rms, self.coarse, self.lost, self.whole
+        )
+
+
+def measure_graph(path: Path, samples: Samples, progress: Progress, where: str) -> dict[str, Magnitudes]:
+    """Return the magnitudes of every float32 activation of the main graph of a float32 file.
+
+    Raises: StageError when the file is no float32 graph (`where` names who asks), and for samples as
+    `measure_magnitudes` says.
+    """
+    model = read_model(path)
+    return measure_magnitudes(model, float_activations(prepare(model, where)), samples, progress)
+
+
+def measure_magnitudes(
+    model: onnx.ModelProto, tensors: Sequence[str], samples: Samples, progress: Progress
+) -> dict[str, Magnitudes]:
+    """Return the magnitudes of float32 tensors over all samples; `model` gets them as outputs.
+
+    Memory: the activations of one batch; a few numbers a tensor outlive it.
+    Raises: StageError for fewer than two samples, fewer than announced, or values that are NaN.
+    """
+    if len(samples) < 2:
+        what = "holds one sample: the ranges of others cannot be told from it" if len(samples) else "holds no samples"
+        raise StageError(what, where=_WHERE, hint="Give real, varied samples; 128 to 512 are usual.")
+    running = {name: RunningMagnitudes() for name in tensors}
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
+    added = [name for name in tensors if name not in present]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in added)
+    with tempfile.TemporaryDirectory(prefix="ranges-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        with OnnxSession(path, threads=len(os.sched_getaffinity(0))) as session:
+            done = _run(session, samples, running, progress)
+    if done < len(samples):
+        raise StageError(
+            f"announced {len(samples)} samples and yielded {done}",
+            where=_WHERE,
+            hint="The source ended early: correct its length, or ask for fewer samples.",
+        )
+    found = {name: numbers.result() for name, numbers in running.items()}
+    return {name: magnitudes for name, magnitudes in found.items() if magnitudes is not None}
+
+
+def _run(session: OnnxSession, samples: Samples, running: dict[str, RunningMagnitudes], progress: Progress) -> int:
+    axes = [spec.shape[0] for spec in session.inputs if spec.shape]
+    fixed = next((size for size in axes if isinstance(size, int)), None)
+    done = 0
+    for batch in batches(samples, fixed or _batch_size(session, samples, running)):
+        feed: dict[str, Array] = dict(batch.inputs)
+        if fixed:
+            rows = np.arange(fixed) % len(batch)  # the last batch is filled with its own samples again
+            feed = {name: array[rows] for name, array in feed.items()}
+        outputs = session.infer(feed)
+        for name, numbers in running.items():
+            if not numbers.fold(feed[name] if name in feed else outputs.pop(name)):
+                raise _not_a_number(name, batch)
+        done += len(batch)
+        progress(done, len(samples))
+    return done
+
+
+def _batch_size(session: OnnxSession, samples: Samples, running: dict[str, RunningMagnitudes]) -> int:
+    """Return how many samples' activations fit the budget, by running the first one."""
+    outputs = session.infer({name: array[np.newaxis] for name, array in samples[0].inputs.items()})
+    each = sum(array.nbytes for name, array in outputs.items() if name in running)
+    return max(1, min(_BATCH, _BUDGET_BYTES // max(each, 1)))
+
+
+def _not_a_number(name: str, batch: Batch) -> StageError:
+    span = f"{batch.identities[0]} to {batch.identities[-1]}" if len(batch) > 1 else batch.identities[0]
+    if name in batch.inputs:
+        return StageError(f"input '{name}' holds NaN", where=f"{_WHERE}, samples {span}", hint="Clean the data.")
+    return StageError(
+        f"activation '{name}' becomes NaN on samples {span}",
+        where=_WHERE,
+        hint="The float32 model itself fails there: check the preprocessing and the checkpoint.",
+    )
+
+
+def _is_whole(values: npt.NDArray[np.float32]) -> bool:
+    head = values[:_LOOKED_AT]
+    return bool((np.rint(head) == head).all() and (np.rint(values) == values).all())
