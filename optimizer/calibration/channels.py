@@ -1,0 +1,78 @@
+"""Stream real samples through a graph and keep the largest magnitude of every channel."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from optimizer.calibration.collect import BATCH, Progress
+from optimizer.data.samples import Array, Samples, batches
+from optimizer.errors import StageError
+from optimizer.graph.files import save_model
+from optimizer.runtime.onnx import OnnxSession
+
+_SUFFIX = "__largest"
+
+
+def channel_maxima(
+    model: onnx.ModelProto, channels: Mapping[str, int], samples: Samples, progress: Progress
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the largest magnitude of each channel, along the last axis, over all samples; `model` is changed.
+
+    Memory: the graph itself reduces each activation, so that a vector per activation and batch comes out of it.
+    Raises: StageError for no samples, or an activation that is NaN or infinite.
+    """
+    maxima = {name: np.zeros(size) for name, size in channels.items()}
+    if not channels:
+        return maxima
+    for name, size in channels.items():
+        _add_reduction(model, name, size)
+    with tempfile.TemporaryDirectory(prefix="channels-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        with OnnxSession(path) as session:
+            fixed = next((s.shape[0] for s in session.inputs if s.shape and isinstance(s.shape[0], int)), None)
+            done = 0
+            for batch in batches(samples, fixed or BATCH):
+                rows = np.arange(fixed or len(batch)) % len(batch)  # a fixed batch is filled with repetitions
+                outputs = session.infer({name: array[rows] for name, array in batch.inputs.items()})
+                for name, largest in maxima.items():
+                    np.maximum(largest, _checked(name, outputs[name + _SUFFIX], batch.identities), out=largest)
+                done += len(batch)
+                progress(done, len(samples))
+    return maxima
+
+
+def _checked(name: str, largest: Array, identities: list[str]) -> Array:
+    if np.isfinite(largest.astype(np.float64)).all():
+        return largest
+    raise StageError(
+        f"activation '{name}' becomes NaN or infinite on one of the samples {identities[0]} to {identities[-1]}",
+        where="calibration data",
+        hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
+    )
+
+
+def _add_reduction(model: onnx.ModelProto, name: str, channels: int) -> None:
+    """Let the graph return max|x| of each channel: the rank of x need not be known."""
+    graph = model.graph
+    rows, magnitudes, result = f"{name}__rows", f"{name}__magnitudes", name + _SUFFIX
+    shape, axes = f"{name}__row", f"{name}__first"
+    graph.initializer.append(numpy_helper.from_array(np.array([-1, channels]), shape))
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), axes))
+    opset = next(o.version for o in model.opset_import if o.domain in {"", "ai.onnx"})
+    reduction = (
+        onnx.helper.make_node("ReduceMax", [magnitudes, axes], [result], keepdims=0)
+        if opset >= 18  # from here on the axes are an input
+        else onnx.helper.make_node("ReduceMax", [magnitudes], [result], keepdims=0, axes=[0])
+    )
+    graph.node.append(onnx.helper.make_node("Reshape", [name, shape], [rows]))
+    graph.node.append(onnx.helper.make_node("Abs", [rows], [magnitudes]))
+    graph.node.append(reduction)
+    graph.output.append(onnx.helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, [channels]))
