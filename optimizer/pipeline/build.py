@@ -119,7 +119,8 @@ def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject]
             continue
         graph = done.outputs[candidate.graph] if candidate.graph else None
         place = device_of(candidate.target, device)
-        missing = runner_of(candidate.target).missing(device)
+        runner = runner_of(candidate.target)
+        missing = runner.missing(device) or runner.refuses(done.outputs[candidate.step], place)
         subjects.append(
             Subject(
                 candidate.name,

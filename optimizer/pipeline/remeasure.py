@@ -144,5 +144,5 @@ def _subject(run: Path, name: str, about: Mapping[str, Any], device: str) -> Sub
         device_of(runtime, device),
         artifact,
         graph,
-        runner_of(runtime).missing(device),
+        runner_of(runtime).missing(device) or runner_of(runtime).refuses(artifact, device_of(runtime, device)),
     )

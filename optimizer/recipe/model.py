@@ -104,6 +104,7 @@ class CalibrationData(Section):
     split: str = Field(description="the name of a split, as the source knows it")
     samples: PositiveInt = 512
     seed: int = 0
+    synthetic: bool = Field(False, description="they are random numbers, and meant to be: the model sees noise in use")
 
 
 class EvaluationData(Section):

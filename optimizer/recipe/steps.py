@@ -122,17 +122,21 @@ def _collect(recipe: Recipe) -> Collect:
 def _variant_steps(recipe: Recipe, name: str, target: str, steps: dict[str, Step]) -> str:
     """Add the steps from the simplified graph to the variant's; those that no target changes are shared."""
     variant = recipe.variants[name]
-    made = {"graph": "simplify", "float32": "simplify"}  # role -> the newest step that fills it
+    # role -> the source, or the newest step, that fills it
+    made = {"graph": "simplify", "float32": "simplify", "evaluation": "evaluation"}
     if recipe.data.calibration is not None:
         made["samples"] = "calibration"
     for kind in VARIANTS[variant.precision]:
         if not kind.wanted(variant.options):
             continue
         derived = _derived(recipe, kind, target)
-        place = f"{name}@{DIALECTS[target]}" if derived or "@" in made["graph"] else name
+        fits_all = not {"dialect", "package", "profile"} & derived.keys()
+        place = name if fits_all and "@" not in made["graph"] else f"{name}@{DIALECTS[target]}"
         sources = {role: made[role] for role in kind.consumes if role in made or role not in kind.optional}
         step = Step(f"{place}/{kind.name}", _make(kind, variant.options, derived), sources, name)
-        made[_ROLES[kind.produces]] = _add(steps, step)
+        _add(steps, step)
+        if kind.produces in _ROLES:  # a diagnosis is read by people alone
+            made[_ROLES[kind.produces]] = step.id
         if kind.keeps_float32:
             made["float32"] = step.id
     return made["graph"]
@@ -160,6 +164,7 @@ def _derived(recipe: Recipe, kind: type[Stage], target: str) -> dict[str, Any]:
     known = {
         "dialect": DIALECTS[target],
         "package": target,
+        "synthetic": recipe.data.calibration is not None and recipe.data.calibration.synthetic,
         "profile": {axis: (r.min, r.opt, r.max) for axis, r in recipe.profile.items()},
     }
     marked = [n for n, f in kind.model_fields.items() if (f.json_schema_extra or {}) == {"derived": True}]

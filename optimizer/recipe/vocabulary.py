@@ -67,7 +67,7 @@ def target_options(name: str, stages: Stages) -> type[BaseModel]:
 def variant_options(precision: str, stages: Stages) -> type[BaseModel]:
     """Return the section of a variant of this precision."""
     fields: dict[str, Any] = {n: (field.annotation, field) for n, field in option_fields(stages).items()}
-    fields["precision"] = (str, Field(precision, description="fp32, fp16 or int8; default: the variant's name"))
+    fields["precision"] = (str, Field(precision, description="fp32, fp16, bf16 or int8; default: the variant's name"))
     fields["targets"] = (
         tuple[str, ...] | None,
         Field(None, min_length=1, description="names of the recipe's targets; default: all of them"),

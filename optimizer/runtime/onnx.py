@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,13 @@ class OnnxSession(Session):
         self._session = None
 
     def _binding(self, checked: dict[str, Array]) -> Any:
+        """Bind inputs and outputs; the binding carries the input arrays, which an OrtValue on the CPU points into."""
         binding = self._alive().io_binding()
+        held: list[Array] = []
         for name, array in checked.items():
             # A copy: the caller may change its arrays between two calls without changing what is timed.
-            value = self._ort.OrtValue.ortvalue_from_numpy(array.copy(), self._device, self._device_id)
+            held.append(array.copy())
+            value = self._ort.OrtValue.ortvalue_from_numpy(held[-1], self._device, self._device_id)
             binding.bind_ortvalue_input(name, value)
         first = self.infer(checked)
         for spec in self.outputs:
@@ -95,6 +99,7 @@ class OnnxSession(Session):
                 binding.bind_ortvalue_output(spec.name, place)
             else:
                 binding.bind_output(spec.name, self._device, self._device_id)
+        binding.held = held
         return binding
 
     @property
@@ -167,8 +172,9 @@ class OnnxSession(Session):
     def _call(self, session: Any, binding: Any) -> Callable[[], None]:
         if self._device == "cpu":
             # The C call beneath run_with_iobinding: the wrapper only adds a Python frame to every timed call.
-            run, native = session._sess.run_with_iobinding, binding._iobinding
-            return lambda: run(native, None)
+            call = partial(session._sess.run_with_iobinding, binding._iobinding, None)
+            call.__dict__["binding"] = binding  # and with it the input arrays
+            return call
 
         refusals = self._refusals()
 

@@ -6,9 +6,13 @@ from typing import Literal
 
 from optimizer.stage import Stage
 from optimizer.stages.adopt import Adopt
+from optimizer.stages.bfloat16 import BFloat16
 from optimizer.stages.calibrate import Calibrate
+from optimizer.stages.choose import Choose
 from optimizer.stages.collect import Collect
+from optimizer.stages.diagnose import Diagnose
 from optimizer.stages.engine import EngineRtx, EngineTensorRT
+from optimizer.stages.equalize import Equalize
 from optimizer.stages.export import Export
 from optimizer.stages.float16 import Float16
 from optimizer.stages.quantize import Quantize
@@ -21,7 +25,11 @@ STAGES: tuple[type[Stage], ...] = (
     Export,
     Simplify,
     Float16,
+    BFloat16,
+    Equalize,
     Calibrate,
+    Diagnose,
+    Choose,
     Quantize,
     Refine,
     EngineRtx,
@@ -29,7 +37,12 @@ STAGES: tuple[type[Stage], ...] = (
 )
 
 # precision -> the stages between the simplified graph and the variant's graph
-VARIANTS: dict[str, tuple[type[Stage], ...]] = {"fp32": (), "fp16": (Float16,), "int8": (Calibrate, Quantize, Refine)}
+VARIANTS: dict[str, tuple[type[Stage], ...]] = {
+    "fp32": (),
+    "fp16": (Float16,),
+    "bf16": (BFloat16,),
+    "int8": (Equalize, Calibrate, Diagnose, Choose, Quantize, Refine),
+}
 
 # target -> the stages between the variant's graph and what executes
 TARGETS: dict[str, tuple[type[Stage], ...]] = {

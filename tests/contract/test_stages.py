@@ -11,9 +11,13 @@ from optimizer.digest import sha256_json
 from optimizer.stage import Stage
 from optimizer.stages import STAGES, TARGETS, VARIANTS
 from optimizer.stages.adopt import Adopt
+from optimizer.stages.bfloat16 import BFloat16
 from optimizer.stages.calibrate import Calibrate
+from optimizer.stages.choose import Choose
 from optimizer.stages.collect import Collect
+from optimizer.stages.diagnose import Diagnose
 from optimizer.stages.engine import EngineRtx, EngineTensorRT
+from optimizer.stages.equalize import Equalize
 from optimizer.stages.export import Export
 from optimizer.stages.float16 import Float16
 from optimizer.stages.quantize import Quantize
@@ -40,9 +44,19 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     Adopt: ({"inputs": ("x",), "outputs": ("y",)}, {"inputs": ("z",), "outputs": ("z",)}),
     Export: ({}, {"opset": 18}),
     Simplify: ({}, {}),
-    Float16: ({}, {"keep": ("Softmax",)}),
-    Calibrate: ({}, {"method": "minmax", "percentile": 99.9}),
-    Quantize: ({"dialect": "cpu"}, {"dialect": "tensorrt", "keep": ("Gemm",), "at_least": 0.9}),
+    Float16: ({}, {"keep": ("Softmax",), "io": "fp16"}),
+    BFloat16: ({}, {"keep": ("Softmax",)}),
+    Equalize: (
+        {"smooth_quant": 0.5},
+        {"smooth_quant": "auto", "cross_layer": True, "method": "mse", "percentile": 99.9, "keep": ("Gemm",)},
+    ),
+    Calibrate: ({}, {"method": "minmax", "percentile": 99.9, "synthetic": True}),
+    Diagnose: ({}, {}),
+    Choose: ({}, {"dialect": "cpu", "keep": ("Gemm",), "residuals": "int8", "attention": True}),
+    Quantize: (
+        {"dialect": "cpu"},
+        {"dialect": "tensorrt", "keep": ("Gemm",), "at_least": 0.9, "residuals": "int8", "attention": True},
+    ),
     Refine: ({}, {"rounding": "learned", "bias_correction": True, "passes": 3, "dialect": "cpu"}),
     EngineRtx: ({}, {"profile": {"batch": (1, 2, 3)}, "compute_capabilities": ("8.6",)}),
     EngineTensorRT: ({}, {"profile": {"batch": (1, 2, 3)}}),
@@ -126,7 +140,7 @@ def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
     assert document == {
         "key_schema": 1,
         "stage": "export",
-        "version": 1,
+        "version": 2,
         "optimizer": "0.1.0",
         "parameters": {"opset": 20},
         "sources": {"module": "a" * 64},
@@ -134,4 +148,4 @@ def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
         "device": None,
         "checks": [1, 2, 3],
     }
-    assert sha256_json(document) == "f5d7990b93bc27d11ac08e59c245b9d47f70a3d37dea8cca58f420cdcdd86b44"
+    assert sha256_json(document) == "e836f100ce26b74bdc92d60a5b89ccb8c8b8744a6544d625b5f5f1f441f84dc6"

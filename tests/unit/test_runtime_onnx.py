@@ -6,7 +6,7 @@ import bundle_run
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from optimizer.errors import MissingToolError, StageError, UsageError
 from optimizer.runtime.onnx import OnnxSession, missing
@@ -220,3 +220,19 @@ def test_closed_session_says_so(model: Path) -> None:
     session.close()
     with pytest.raises(RuntimeError, match="closed"):
         session.infer({"image": bundle_run.images()})
+
+
+def test_what_is_timed_reads_its_own_inputs_and_no_freed_memory(tmp_path: Path) -> None:
+    made = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["y"])],
+        "gather",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        [numpy_helper.from_array(np.arange(8, dtype=np.float32), "table")],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "g.onnx")
+    with OnnxSession(tmp_path / "g.onnx") as session:
+        timed = session.bind({"ids": np.arange(4)})
+        rubbish = [np.full(4, 10**9) for _ in range(200)]  # would take the place of an array that nobody holds
+        timed()  # an index beyond the table is an error
+    assert len(rubbish) == 200
