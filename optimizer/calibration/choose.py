@@ -17,8 +17,7 @@ from typing import Self
 import numpy as np
 import onnx
 
-from optimizer.calibration.probe import infer_all
-from optimizer.calibration.smoothing import Picked, mean_sqnr_db, outputs
+from optimizer.calibration.probe import Picked, infer_all, mean_sqnr_db, outputs
 from optimizer.calibration.table import CalibrationTable
 from optimizer.data.samples import Array, Samples
 from optimizer.errors import StageError

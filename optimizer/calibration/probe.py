@@ -1,15 +1,37 @@
-"""Run a session over samples and keep its floating-point outputs: what trials are judged by."""
+"""Run a graph over some samples and measure its floating-point outputs: what trials are judged by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 
-from optimizer.data.samples import Array, Samples, batches
+from optimizer.data.samples import Array, Sample, Samples, batches
+from optimizer.errors import StageError
+from optimizer.graph.affine import Float64
+from optimizer.graph.files import save_model
+from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.session import Session
 
 _BATCH = 16
+
+
+class Picked(Samples):
+    """Some of the samples, by position."""
+
+    def __init__(self, samples: Samples, positions: Sequence[int]) -> None:
+        self._samples = samples
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return self._samples[self._positions[index]]
 
 
 def infer_all(
@@ -28,3 +50,38 @@ def infer_all(
         values = session.infer({**{name: array[rows] for name, array in batch.inputs.items()}, **given})
         found.append({name: value for name, value in values.items() if value.dtype.kind == "f"})
     return found
+
+
+def outputs(model: onnx.ModelProto, samples: Samples) -> list[dict[str, Array]]:
+    """Return the floating-point outputs of every batch, node by node as the graph is written."""
+    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        with OnnxSession(path, optimize=False) as session:
+            return infer_all(session, samples)
+
+
+def mean_sqnr_db(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
+    """Return the SQNR in dB over all samples, of the mean share of error where there are several outputs.
+
+    Raises: StageError when no output is floating point: an integer says nothing of how far it was from another.
+    """
+    if not reference or not reference[0]:
+        raise StageError(
+            "auto measures floating-point outputs, and the model has none",
+            where="calibration",
+            hint="Write what to take in place of auto: a number for smooth_quant, a name for method.",
+        )
+    shares: list[float] = []
+    for name in reference[0]:
+        signal = error = 0.0
+        for expected, got in zip(reference, found, strict=True):
+            wide: Float64 = np.asarray(expected[name], dtype=np.float64)
+            signal += float((wide**2).sum())
+            error += float(((np.asarray(got[name], dtype=np.float64) - wide) ** 2).sum())
+        if signal > 0:
+            shares.append(error / signal)
+    share = float(np.mean(shares)) if shares else 0.0
+    if math.isnan(share):
+        return -math.inf
+    return -10.0 * math.log10(share) if share > 0 else math.inf

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import onnx
 
 from optimizer.calibration.channels import channel_maxima
 from optimizer.calibration.collect import collect
 from optimizer.calibration.histogram import RunningHistogram
-from optimizer.data.samples import Array, Sample, Samples, batches
+from optimizer.calibration.probe import Picked, mean_sqnr_db, outputs
+from optimizer.data.samples import Array, Samples
 from optimizer.errors import StageError
-from optimizer.graph.affine import Bounds, Float64
+from optimizer.graph.affine import Bounds
 from optimizer.graph.equalize_smooth import smooth, smoothed_activations
-from optimizer.graph.files import save_model
 from optimizer.graph.quantize import activations, quantize
-from optimizer.runtime.onnx import OnnxSession
 
 GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # Then both neighbours of the best one are tried.
@@ -96,20 +91,6 @@ def choose_alpha(
     return Choice(picked, trials, len(calibrating), len(judging))
 
 
-class Picked(Samples):
-    """Some of the samples, by position."""
-
-    def __init__(self, samples: Samples, positions: Sequence[int]) -> None:
-        self._samples = samples
-        self._positions = positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self._samples[self._positions[index]]
-
-
 def split(samples: Samples) -> tuple[Picked, Picked]:
     """Return samples to calibrate with and others to judge by: of three in a row the third judges."""
     count = len(samples)
@@ -122,47 +103,6 @@ def split(samples: Samples) -> tuple[Picked, Picked]:
     judging = [i for i in range(count) if i % 3 == 2][:MOST_JUDGING]
     calibrating = [i for i in range(count) if i % 3 != 2][:MOST_CALIBRATING]
     return Picked(samples, calibrating), Picked(samples, judging)
-
-
-def outputs(model: onnx.ModelProto, samples: Samples) -> list[dict[str, Array]]:
-    """Return the floating-point outputs of every batch, node by node as the graph is written."""
-    found: list[dict[str, Array]] = []
-    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
-        path = Path(folder) / "model.onnx"
-        save_model(model, path)
-        with OnnxSession(path, optimize=False) as session:
-            fixed = next((s.shape[0] for s in session.inputs if s.shape and isinstance(s.shape[0], int)), None)
-            for batch in batches(samples, fixed or _BATCH):
-                rows = np.arange(fixed or len(batch)) % len(batch)
-                values = session.infer({name: array[rows] for name, array in batch.inputs.items()})
-                found.append({name: value for name, value in values.items() if value.dtype.kind == "f"})
-    return found
-
-
-def mean_sqnr_db(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
-    """Return the SQNR in dB over all samples, of the mean share of error where there are several outputs.
-
-    Raises: StageError when no output is floating point: an integer says nothing of how far it was from another.
-    """
-    if not reference or not reference[0]:
-        raise StageError(
-            "smooth_quant: auto measures floating-point outputs, and the model has none",
-            where="equalize",
-            hint="Give smooth_quant a number between 0 and 1; 0.5 to 0.9 are usual.",
-        )
-    shares: list[float] = []
-    for name in reference[0]:
-        signal = error = 0.0
-        for expected, got in zip(reference, found, strict=True):
-            wide: Float64 = np.asarray(expected[name], dtype=np.float64)
-            signal += float((wide**2).sum())
-            error += float(((np.asarray(got[name], dtype=np.float64) - wide) ** 2).sum())
-        if signal > 0:
-            shares.append(error / signal)
-    share = float(np.mean(shares)) if shares else 0.0
-    if math.isnan(share):
-        return -math.inf
-    return -10.0 * math.log10(share) if share > 0 else math.inf
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

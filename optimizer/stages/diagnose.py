@@ -30,7 +30,7 @@ class Diagnose(Stage):
 
         from optimizer.calibration.collect import collect
         from optimizer.calibration.doctor import document, drift, drift_sentences
-        from optimizer.calibration.smoothing import Picked
+        from optimizer.calibration.probe import Picked
         from optimizer.calibration.table import CalibrationTable
 
         table = CalibrationTable.read(sources["table"].file)

@@ -12,7 +12,8 @@ from equalization_graphs import block, constant, copy, differs_by, texts
 from quantization_graphs import Arrays, infer, pictures, small_cnn, sqnr_db
 
 from optimizer.calibration.estimators import minmax
-from optimizer.calibration.smoothing import GRID, choose_alpha, mean_sqnr_db, split
+from optimizer.calibration.probe import mean_sqnr_db
+from optimizer.calibration.smoothing import GRID, choose_alpha, split
 from optimizer.data.samples import Samples
 from optimizer.errors import StageError
 from optimizer.runtime.onnx import OnnxSession
