@@ -9,8 +9,7 @@ from math import prod
 import onnx
 from onnx import numpy_helper
 
-from optimizer.graph.facts import outer_names, subgraphs
-from optimizer.graph.index import attribute
+from optimizer.graph.index import attribute, outer_names, subgraphs
 from optimizer.graph.shapes import TensorType, infer
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
+
+from optimizer.graph.index import outer_names, subgraphs
 
 FloatArray = npt.NDArray[np.floating]
 Shape = tuple[int | str | None, ...]
@@ -62,28 +63,6 @@ class GraphFacts:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
 
-def label(node: onnx.NodeProto) -> str:
-    """Return the name a person can find the node by."""
-    return str(node.name or next((name for name in node.output if name), node.op_type))
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    """Yield the bodies of If, Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def attribute_value(node: onnx.NodeProto, name: str) -> object | None:
-    """Return an attribute's value, or None when the node leaves it to its default."""
-    for attribute in node.attribute:
-        if attribute.name == name:
-            value: object = onnx.helper.get_attribute_value(attribute)
-            return value
-    return None
-
-
 def lift_constants(model: onnx.ModelProto, element_type: int) -> None:
     """Turn Constant nodes of one element type into initializers, in place: one form of constant to treat."""
     graph = model.graph
@@ -110,18 +89,6 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
             value = onnx.helper.get_attribute_value(attribute)
             return numpy_helper.from_array(np.asarray(value, dtype=np.float32))
     return None
-
-
-def outer_names(graph: onnx.GraphProto) -> set[str]:
-    """Return the outer names that a subgraph reads, its own subgraphs included."""
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    read: set[str] = {value.name for value in graph.output}
-    for node in graph.node:
-        own.update(node.output)
-        read.update(node.input)
-        for inner in subgraphs(node):
-            read |= outer_names(inner)
-    return read - own - {""}
 
 
 def _dimension(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:

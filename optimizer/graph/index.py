@@ -24,7 +24,16 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 def node_key(node: onnx.NodeProto) -> str:
     """Return the node's name; ONNX allows none, then the first output names it, which is unique in a graph."""
-    return str(node.name or node.output[0])
+    return str(node.name or next(filter(None, node.output), node.op_type))
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """Return `wanted`, with a number where it is taken, and take it."""
+    free, number = wanted, 1
+    while free in taken:
+        free, number = f"{wanted}_{number}", number + 1
+    taken.add(free)
+    return free
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -50,7 +59,7 @@ class GraphIndex:
                 if name:
                     self.readers.setdefault(name, []).append((node, position))
             for body in subgraphs(node):
-                self.captured |= set(_reads(body))
+                self.captured |= outer_names(body)
             if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
                 self._constants[node.output[0]] = value
         self.outputs = {o.name for o in self.graph.output}
@@ -92,10 +101,13 @@ class GraphIndex:
         return 0
 
 
-def _reads(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the names that a subgraph reads: those from outside, and its own."""
+def outer_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the outer names that a subgraph reads, its own subgraphs included."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    read: set[str] = {value.name for value in graph.output}
     for node in graph.node:
-        yield from node.input
-        for body in subgraphs(node):
-            yield from _reads(body)
-    yield from (o.name for o in graph.output)
+        own.update(node.output)
+        read.update(node.input)
+        for inner in subgraphs(node):
+            read |= outer_names(inner)
+    return read - own - {""}

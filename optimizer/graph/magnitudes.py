@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from optimizer.graph.facts import GraphFacts, attribute_value, label
+from optimizer.graph.facts import GraphFacts
 from optimizer.graph.formats import NarrowFormat
+from optimizer.graph.index import attribute, node_key
 from optimizer.graph.operators import FLOAT, SIZED_SUMS, terms
 
 # Calibration has not seen every input: this factor is left between what it saw and the end of the range.
@@ -43,15 +44,15 @@ def readers_of_digits(facts: GraphFacts) -> tuple[Mapping[str, str], Mapping[str
     exponents: dict[str, str] = {}
     for node in facts.nodes:
         if node.op_type == "Div" and len(node.input) == 2:
-            divisors.setdefault(node.input[1], label(node))
+            divisors.setdefault(node.input[1], node_key(node))
         elif node.op_type in ("Sqrt", "Reciprocal", "Log"):
-            divisors.setdefault(node.input[0], label(node))
+            divisors.setdefault(node.input[0], node_key(node))
         elif node.op_type == "Pow":
             power = exponent(facts, node)
             if power is None or power < 0 or not power.is_integer():
-                divisors.setdefault(node.input[0], label(node))
+                divisors.setdefault(node.input[0], node_key(node))
         elif node.op_type in ("Exp", "Softmax", "LogSoftmax", "ReduceLogSumExp"):
-            exponents.setdefault(node.input[0], label(node))
+            exponents.setdefault(node.input[0], node_key(node))
     return divisors, exponents
 
 
@@ -153,7 +154,7 @@ class Judgement:
 
 def axes(facts: GraphFacts, node: onnx.NodeProto) -> list[int] | None:
     """Return the axes of a reduction, None for all of them or where they are computed."""
-    listed = attribute_value(node, "axes")
+    listed = attribute(node, "axes")
     if listed is None and node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1]:
         constant = facts.constant(node.input[1])
         listed = None if constant is None else constant.tolist()

@@ -12,9 +12,10 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.errors import StageError
-from optimizer.graph.facts import GraphFacts, attribute_value, label, lift_constants, subgraphs
+from optimizer.graph.facts import GraphFacts, lift_constants
 from optimizer.graph.files import save_model
 from optimizer.graph.formats import FORMATS, NarrowFormat
+from optimizer.graph.index import attribute, free_name, node_key, subgraphs
 from optimizer.graph.magnitudes import Measured
 from optimizer.graph.narrow_interface import narrow_interface, refuse_interface
 from optimizer.graph.precision import Decision, Kind, decide
@@ -96,7 +97,7 @@ def narrow_model(model: onnx.ModelProto, destination: Path, narrow: NarrowFormat
     if wish.interface:
         refuse_interface(facts, narrow, wish.measured)
     decisions = decide(facts, narrow, wish.keep, wish.reasons, wish.measured)
-    labelled = [(label(node), decision) for node, decision in zip(facts.nodes, decisions, strict=True)]
+    labelled = [(node_key(node), decision) for node, decision in zip(facts.nodes, decisions, strict=True)]
     kept = {name: str(decision.reason) for name, decision in labelled if decision.kind is Kind.WIDE}
     freed = {name: d.reason for name, d in labelled if d.kind is Kind.NARROW and d.reason is not None}
     count = sum(decision.kind is Kind.NARROW for decision in decisions)
@@ -141,7 +142,7 @@ def _name_idle_casts(model: onnx.ModelProto) -> None:
     """Call a Cast from float32 to float32 what it is, an Identity: it must not be read as a change of type."""
     types = GraphFacts(model).types
     for node in model.graph.node:
-        if node.op_type == "Cast" and attribute_value(node, "to") == FLOAT and types.get(node.input[0]) == FLOAT:
+        if node.op_type == "Cast" and attribute(node, "to") == FLOAT and types.get(node.input[0]) == FLOAT:
             node.op_type = "Identity"
             del node.attribute[:]
 
@@ -213,7 +214,7 @@ class _Rewriter:
             _set_attribute(node, "to", self.narrow)
             return frozenset({0})
         if node.op_type == "ConstantOfShape":
-            value = attribute_value(node, "value")
+            value = attribute(node, "value")
             array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.zeros(1, np.float32)
             if np.abs(array).max() <= self.format.largest:
                 _set_attribute(node, "value", self.format.tensor(array))
@@ -259,13 +260,7 @@ class _Rewriter:
         self.casts += 1
 
     def _fresh(self, name: str, kind: int) -> str:
-        stem = candidate = f"{name}_{'float32' if kind == FLOAT else self.format.name}"
-        number = 1
-        while candidate in self.taken:
-            number += 1
-            candidate = f"{stem}_{number}"
-        self.taken.add(candidate)
-        return candidate
+        return free_name(f"{name}_{'float32' if kind == FLOAT else self.format.name}", self.taken)
 
 
 def _set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:

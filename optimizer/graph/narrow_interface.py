@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import onnx
 
 from optimizer.errors import StageError
-from optimizer.graph.facts import GraphFacts, attribute_value
+from optimizer.graph.facts import GraphFacts
 from optimizer.graph.formats import NarrowFormat
+from optimizer.graph.index import attribute
 from optimizer.graph.magnitudes import Judgement, Measured
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -93,7 +94,7 @@ def _narrow_output(
 
 
 def _is_cast(node: onnx.NodeProto, kind: int) -> bool:
-    return bool(node.op_type == "Cast" and attribute_value(node, "to") == kind)
+    return bool(node.op_type == "Cast" and attribute(node, "to") == kind)
 
 
 def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:

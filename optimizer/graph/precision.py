@@ -9,9 +9,9 @@ from enum import Enum
 import numpy as np
 import onnx
 
-from optimizer.graph.facts import GraphFacts, label, subgraphs
+from optimizer.graph.facts import GraphFacts
 from optimizer.graph.formats import NarrowFormat
-from optimizer.graph.index import node_key
+from optimizer.graph.index import node_key, subgraphs
 from optimizer.graph.keep import match
 from optimizer.graph.magnitudes import Judgement, Measured, axes
 from optimizer.graph.operators import (
@@ -204,10 +204,10 @@ def _keep_out_of_range(judgement: Judgement, decisions: list[Decision]) -> None:
             continue
         keeps = node.op_type in KEEPS_MAGNITUDE
         if (sure and keeps) or _writes_out_of_range(judgement, node):
-            certain.update((name, sure or f"'{label(node)}'") for name in node.output if name)
+            certain.update((name, sure or f"'{node_key(node)}'") for name in node.output if name)
         elif (maybe and keeps) or node.op_type in leaves:
             unseen = [name for name in node.output if name and not judgement.within(name)]
-            possible.update((name, maybe or f"'{label(node)}'") for name in unseen)
+            possible.update((name, maybe or f"'{node_key(node)}'") for name in unseen)
 
 
 def _writes_out_of_range(judgement: Judgement, node: onnx.NodeProto) -> bool:

@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.graph.affine import Affine, Float32, stack_scales, to_int8, to_int32, weight_scales
-from optimizer.graph.index import GraphIndex, node_key
+from optimizer.graph.index import GraphIndex, free_name, node_key
 from optimizer.graph.placement import Placement
 from optimizer.graph.quantizable import Candidate
 from optimizer.runtime.session import Array
@@ -167,11 +167,7 @@ class PairWriter:
         return free
 
     def _fresh(self, name: str) -> str:
-        free, count = name, 1
-        while free in self.taken:
-            free, count = f"{name}_{count}", count + 1
-        self.taken.add(free)
-        return free
+        return free_name(name, self.taken)
 
 
 def _node(kind: str, inputs: list[str], output: str, name: str, **attributes: int) -> onnx.NodeProto:

@@ -17,9 +17,10 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.errors import StageError
-from optimizer.graph.facts import GraphFacts, attribute_value, label, lift_constants, subgraphs
+from optimizer.graph.facts import GraphFacts, lift_constants
 from optimizer.graph.files import save_model
 from optimizer.graph.formats import FORMATS
+from optimizer.graph.index import attribute, free_name, node_key, subgraphs
 from optimizer.graph.operators import EXACT
 from optimizer.graph.typed import infer_types, read_model
 
@@ -82,7 +83,7 @@ class _Rounder:
 
     def _rewrite(self, node: onnx.NodeProto) -> None:
         source = node.input[0] if node.input else ""
-        to_float = node.op_type == "Cast" and attribute_value(node, "to") == FLOAT
+        to_float = node.op_type == "Cast" and attribute(node, "to") == FLOAT
         widens = to_float and self.facts.types.get(source) in _NAMES
         if widens and not self._must_keep(node.output[0]):
             self.name[node.output[0]] = self.name.get(source, source)
@@ -124,15 +125,15 @@ class _Rounder:
     def _is_exact(self, node: onnx.NodeProto) -> bool:
         # Before opset 11 bounds and padding were attributes: float32 numbers that nobody has rounded.
         bounds = ("min", "max", "value") if node.op_type in ("Clip", "Pad") else ()
-        return node.op_type in EXACT and all(attribute_value(node, name) is None for name in bounds)
+        return node.op_type in EXACT and all(attribute(node, name) is None for name in bounds)
 
     def _widen_attributes(self, node: onnx.NodeProto) -> None:
-        for attribute in node.attribute:
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _NAMES:
-                attribute.i = FLOAT
-            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _NAMES:
-                array = numpy_helper.to_array(attribute.t).astype(np.float32)
-                attribute.t.CopyFrom(numpy_helper.from_array(array))
+        for found in node.attribute:
+            if found.name in _TYPE_ATTRIBUTES and found.i in _NAMES:
+                found.i = FLOAT
+            elif found.type == onnx.AttributeProto.TENSOR and found.t.data_type in _NAMES:
+                array = numpy_helper.to_array(found.t).astype(np.float32)
+                found.t.CopyFrom(numpy_helper.from_array(array))
 
     def _must_keep(self, name: str) -> bool:
         return name in self.public or name in self.facts.captured
@@ -142,13 +143,7 @@ class _Rounder:
         self.written.append(onnx.helper.make_node("Cast", [source], [target], name=name, to=kind))
 
     def _fresh(self, name: str, suffix: str) -> str:
-        stem = candidate = f"{name}_{suffix}" if suffix else name
-        number = 1
-        while candidate in self.taken:
-            number += 1
-            candidate = f"{stem}_{number}"
-        self.taken.add(candidate)
-        return candidate
+        return free_name(f"{name}_{suffix}" if suffix else name, self.taken)
 
 
 def _refuse(model: onnx.ModelProto) -> None:
@@ -157,7 +152,7 @@ def _refuse(model: onnx.ModelProto) -> None:
             found = next((name for kind, name in _NAMES.items() if _holds(graph, kind)), None)
             if found:
                 raise StageError(
-                    f"node '{label(node)}' ({node.op_type}) computes in {found} inside its subgraph",
+                    f"node '{node_key(node)}' ({node.op_type}) computes in {found} inside its subgraph",
                     where=_WHERE,
                     hint="Subgraphs are not emulated: keep such a node in float32.",
                 )
@@ -170,10 +165,10 @@ def _holds(graph: onnx.GraphProto, kind: int) -> bool:
     if any(tensor.data_type == kind for tensor in graph.initializer):
         return True
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i == kind:
+        for found in node.attribute:
+            if found.name in _TYPE_ATTRIBUTES and found.i == kind:
                 return True
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == kind:
+            if found.type == onnx.AttributeProto.TENSOR and found.t.data_type == kind:
                 return True
         if any(_holds(inner, kind) for inner in subgraphs(node)):
             return True
