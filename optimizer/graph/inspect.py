@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from optimizer.digest import sha256_bytes
 from optimizer.errors import OptimizerError, UsageError
-from optimizer.graph.facts import label
+from optimizer.graph.index import node_key
 from optimizer.graph.interface import interface
 from optimizer.graph.typed import infer_types
 from optimizer.types import TensorSpec
@@ -146,7 +146,7 @@ def _precisions(model: onnx.ModelProto) -> list[Document]:
         if node.op_type == "DequantizeLinear" and node.input[0] in types:
             types[f"before {node.output[0]}"] = types[node.input[0]]
     return [
-        {"name": label(node), "operator": _operator(node), "precision": _precision(node, types)} for node in graph.node
+        {"name": node_key(node), "operator": _operator(node), "precision": _precision(node, types)} for node in graph.node
     ]
 
 
