@@ -53,10 +53,11 @@ BATCH = 100
 OURS: dict[str, dict[str, Any]] = {
     "percentile": {},
     "auto": {"method": "auto"},
+    "float_share": {"float_share": 0.05},
     "learned": {"rounding": "learned"},
-    "auto, learned": {"method": "auto", "rounding": "learned"},
+    "float_share, learned": {"float_share": 0.05, "rounding": "learned"},
     "residuals int8": {"residuals": "int8"},
-    "residuals int8, learned": {"residuals": "int8", "rounding": "learned"},
+    "residuals, fs., learned": {"residuals": "int8", "float_share": 0.05, "rounding": "learned"},
 }
 ONNXRUNTIME = ("MinMax", "Entropy", "Percentile")
 MODELOPT_METHODS = ("max", "entropy")

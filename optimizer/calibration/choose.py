@@ -17,10 +17,9 @@ from typing import Self
 import numpy as np
 import onnx
 
-from optimizer.calibration.probe import Picked, infer_all, mean_sqnr_db, outputs
+from optimizer.calibration.probe import infer_all, mean_sqnr_db, outputs
 from optimizer.calibration.table import CalibrationTable
 from optimizer.data.samples import Array, Samples
-from optimizer.errors import StageError
 from optimizer.graph.affine import asymmetric, symmetric
 from optimizer.graph.files import save_model
 from optimizer.graph.index import GraphIndex
@@ -29,8 +28,6 @@ from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import Quantized
 from optimizer.runtime.onnx import OnnxSession
 
-# Samples that choose, and as many others that judge the choice.
-MOST_SAMPLES = 64
 # Below this a difference of the outputs' SQNR is noise of the few samples.
 _NOISE_DB = 0.02
 # Magnitudes this close round to the same integers but for a few.
@@ -63,24 +60,16 @@ def choose(
     float32: onnx.ModelProto,
     table: CalibrationTable,
     dialect: Dialect,
-    samples: Samples,
+    data: tuple[Samples, Samples],
     progress: Progress,
 ) -> Chosen:
     """Return a method per tensor; greedy, tensor by tensor, from the best single method.
 
-    `quantized` was made with any of the table's methods; its scales are tried out in one session. What is not better
-    than the best single method on samples that did not choose is dropped.
-    Raises: StageError for fewer than two samples, or a graph without a float output.
+    `quantized` was made with any of the table's methods; its scales are tried out in one session. `data` are the
+    samples that choose and others that judge: what is not better than the best single method there is dropped.
+    Raises: StageError for a graph without a float output.
     """
-    if len(samples) < 2:
-        raise StageError(
-            f"method: auto needs samples to choose by and others to judge by; there are {len(samples)}",
-            where="calibration data",
-            hint="Ask for more samples (128 are used), or name a method.",
-        )
-    count = min(MOST_SAMPLES, len(samples) // 2)
-    picked = [i * len(samples) // (2 * count) for i in range(2 * count)]
-    choosing, judging = Picked(samples, picked[::2]), Picked(samples, picked[1::2])
+    choosing, judging = data
     with _Trials(quantized, float32, table, dialect) as trials:
         uniform = {m: trials.sqnr_db(trials.everywhere(m), choosing) for m in trials.methods}
         start = max(uniform, key=lambda method: uniform[method])
@@ -96,7 +85,7 @@ def choose(
     single = max(judged, key=lambda method: judged[method])
     if db < judged[single]:
         choice, db = dict.fromkeys(trials.roots, single), judged[single]
-    return Chosen({**dict.fromkeys(table.tensors, single), **choice}, db, judged, count)
+    return Chosen({**dict.fromkeys(table.tensors, single), **choice}, db, judged, len(judging))
 
 
 class _Trials:

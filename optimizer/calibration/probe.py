@@ -18,6 +18,8 @@ from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.session import Session
 
 _BATCH = 16
+# Samples that choose, and as many others that judge the choice.
+MOST_SAMPLES = 64
 
 
 class Picked(Samples):
@@ -32,6 +34,22 @@ class Picked(Samples):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         return self._samples[self._positions[index]]
+
+
+def halves(samples: Samples, what: str) -> tuple[Picked, Picked]:
+    """Return samples to choose by and as many others to judge by, spread over all of them.
+
+    Raises: StageError for fewer than two.
+    """
+    if len(samples) < 2:
+        raise StageError(
+            f"{what} needs samples to choose by and others to judge by; there are {len(samples)}",
+            where="calibration data",
+            hint=f"Ask for more samples ({2 * MOST_SAMPLES} are used), or leave {what} out.",
+        )
+    count = min(MOST_SAMPLES, len(samples) // 2)
+    spread = [i * len(samples) // (2 * count) for i in range(2 * count)]
+    return Picked(samples, spread[::2]), Picked(samples, spread[1::2])
 
 
 def infer_all(

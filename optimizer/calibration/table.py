@@ -68,7 +68,7 @@ class CalibrationTable:
     """Ranges by tensor name, and how they were found.
 
     `method` is what was asked for, `percentile` the percent of the method of that name; `checkpoints` are the numbers
-    of samples after which `earlier` magnitudes were taken.
+    of samples after which `earlier` magnitudes were taken; `spared` are the layers that measurement leaves in float.
     """
 
     method: str
@@ -76,6 +76,7 @@ class CalibrationTable:
     samples: int
     tensors: Mapping[str, TensorRange]
     checkpoints: tuple[int, ...] = ()
+    spared: tuple[str, ...] = ()
 
     def with_choice(self, choice: Mapping[str, str], method: str | None = None) -> CalibrationTable:
         """Return a table that uses another method for the tensors in `choice`; `method` names how that was decided.
@@ -100,6 +101,7 @@ class CalibrationTable:
             "percentile": self.percentile,
             "samples": self.samples,
             "checkpoints": list(self.checkpoints),
+            "spared": list(self.spared),
         }
         lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
         rows = [f"  {json.dumps(name)}: {_tensor(self.tensors[name])}" for name in sorted(self.tensors)]
@@ -151,7 +153,7 @@ class CalibrationTable:
                 _float32(row["min"]), _float32(row["max"]), row["values"], row["method"], methods
             )
         head = (document["method"], document["percentile"], document["samples"])
-        return cls(*head, tensors, tuple(document["checkpoints"]))
+        return cls(*head, tensors, tuple(document["checkpoints"]), tuple(document.get("spared", ())))
 
 
 def _tensor(tensor: TensorRange) -> str:

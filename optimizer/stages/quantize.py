@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from optimizer.runtime.session import Session
 
 
+SPARED = "within float_share, the outputs gain most from it in float"
+
+
 class Quantize(Stage):
     """Write the graph with Q/DQ pairs and refuse to deliver less int8 than was asked for."""
 
@@ -52,6 +55,8 @@ class Quantize(Stage):
         Raises: StageError when the graph cannot be quantized, when `keep` matches nothing, or when less than
         `at_least` of the multiply-accumulates would be int8.
         """
+        from dataclasses import replace
+
         import onnx
 
         from optimizer.calibration.table import CalibrationTable
@@ -60,9 +65,11 @@ class Quantize(Stage):
         from optimizer.graph.quantize import quantize, summarize
 
         table = CalibrationTable.read(sources["table"].file)
+        keep = (*self.keep, *table.spared)
         quantized = quantize(
-            onnx.load(sources["graph"].file), table.tensors, self.dialect, self.keep, self.residuals, self.attention
+            onnx.load(sources["graph"].file), table.tensors, self.dialect, keep, self.residuals, self.attention
         )
+        quantized = replace(quantized, left={**quantized.left, **dict.fromkeys(table.spared, SPARED)})
         path = workdir / self.main_file
         save_model(quantized.model, path)
         onnx.checker.check_model(str(path))

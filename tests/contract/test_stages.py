@@ -52,7 +52,17 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     Calibrate: ({}, {"method": "minmax", "percentile": 99.9, "synthetic": True}),
     Diagnose: ({}, {}),
-    Choose: ({}, {"dialect": "cpu", "keep": ("Gemm",), "residuals": "int8", "attention": True}),
+    Choose: (
+        {},
+        {
+            "dialect": "cpu",
+            "keep": ("Gemm",),
+            "residuals": "int8",
+            "attention": True,
+            "method": "auto",
+            "float_share": 0.05,
+        },
+    ),
     Quantize: (
         {"dialect": "cpu"},
         {"dialect": "tensorrt", "keep": ("Gemm",), "at_least": 0.9, "residuals": "int8", "attention": True},

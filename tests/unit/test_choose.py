@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from optimizer.calibration.choose import choose
+from optimizer.calibration.probe import halves
 from optimizer.calibration.table import CalibrationTable, MethodRange, TensorRange
 from optimizer.data.samples import Sample
 from optimizer.errors import StageError
@@ -59,7 +60,9 @@ def table() -> CalibrationTable:
 
 def chosen(dialect: Any, data: Any = None, **options: Any) -> Any:
     made = quantize(network(**options), table().tensors, dialect)
-    return choose(made, network(**options), table(), dialect, data or samples(), lambda *_: None)
+    return choose(
+        made, network(**options), table(), dialect, halves(data or samples(), "method: auto"), lambda *_: None
+    )
 
 
 @pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
