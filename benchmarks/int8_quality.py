@@ -23,14 +23,18 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from calibration import modelopt_python  # beside this file
 
+from optimizer.data.splits import Splits
 from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 from optimizer.recipe.loader import load_recipe
+from optimizer.recipe.model import Recipe
+from optimizer.recipe.sources import read_sources
+from optimizer.recipe.steps import derive
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.stage import Stage, StageContext
 from optimizer.stages.calibrate import Calibrate
@@ -41,6 +45,7 @@ from optimizer.stages.export import Export
 from optimizer.stages.quantize import Quantize
 from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
+from optimizer.store import Store
 from optimizer.types import Artifact
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -99,13 +104,15 @@ class Bench:
         return made["graph"]
 
 
-def onnxruntime_quantized(method: str, dialect: str, graph: pathlib.Path, target: pathlib.Path, pictures: Any) -> None:
+def onnxruntime_quantized(
+    method: str, dialect: str, graph: pathlib.Path, target: pathlib.Path, feeds: Sequence[Any]
+) -> None:
     """Quantize with onnxruntime's quantize_static, in the form that either target takes."""
     from onnxruntime import quantization as ort
 
     class Reader(ort.CalibrationDataReader):
         def __init__(self) -> None:
-            self.feeds = iter([{"image": part} for part in parts(pictures)])
+            self.feeds = iter(feeds)
 
         def get_next(self) -> Any:
             return next(self.feeds, None)
@@ -134,16 +141,18 @@ def onnxruntime_quantized(method: str, dialect: str, graph: pathlib.Path, target
 _MODELOPT_CHILD = """
 import sys, numpy as np
 from modelopt.onnx.quantization import quantize
-graph, pictures, method, target = sys.argv[1:]
-quantize(graph, quantize_mode="int8", calibration_data={"image": np.load(pictures)}, calibration_method=method,
+graph, data, method, target = sys.argv[1:]
+quantize(graph, quantize_mode="int8", calibration_data=dict(np.load(data)), calibration_method=method,
          calibration_eps=["cpu"], output_path=target)
 """
 
 
-def modelopt_quantized(python: str, method: str, graph: pathlib.Path, target: pathlib.Path, pictures: Any) -> None:
+def modelopt_quantized(
+    python: str, method: str, graph: pathlib.Path, target: pathlib.Path, data: Mapping[str, Any]
+) -> None:
     """Quantize with modelopt in its own environment."""
-    saved = target.with_suffix(".npy")
-    np.save(saved, pictures)
+    saved = target.with_suffix(".npz")
+    np.savez(saved, **data)
     command = [python, "-c", _MODELOPT_CHILD, str(graph), str(saved), method, str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=target.parent)
     if done.returncode:
@@ -176,30 +185,30 @@ def judged(graph: pathlib.Path, dialect: str, reference: Any, pictures: Any, lab
     }
 
 
-def simplified(model: str, data: str, bench: Bench) -> tuple[Artifact, Any]:
-    """Export and simplify a checkpoint; return its graph and the recipe's splits."""
-    from optimizer.data.splits import Splits
-    from optimizer.recipe.sources import read_sources
-    from optimizer.recipe.steps import derive
-    from optimizer.store import Store
-
-    checkpoint, blocks = MODELS[model]
-    recipe = load_recipe(RECIPE, {"data": data})
-    path = str(pathlib.Path(data).absolute() / "cifar10" / "checkpoints" / checkpoint)
-    source = recipe.model.model_copy(update={"checkpoint": path, "arguments": {"blocks": blocks}})
-    recipe = recipe.model_copy(update={"model": source})
+def simplified(recipe: Recipe, bench: Bench) -> tuple[Artifact, Splits]:
+    """Export and simplify a recipe's model; return its graph and its samples."""
     sources = {name: s.artifact for name, s in read_sources(recipe, Store(bench.folder / "store").index).items()}
     collect = next(step.stage for step in derive(recipe).steps if isinstance(step.stage, Collect))
     module = bench.run(collect, {role: sources[role] for role in collect.roles})
     splits = Splits(recipe)
     bench.samples = splits.calibration
+    # The example that export traces on is a calibration sample here: its shapes alone count.
     return bench.run(Simplify(), {"graph": bench.run(Export(), {"module": module})}), splits
+
+
+def resnet(model: str, data: str) -> Recipe:
+    """Return the recipe of a ResNet: that of ResNet-20 with another checkpoint and depth."""
+    checkpoint, blocks = MODELS[model]
+    recipe = load_recipe(RECIPE, {"data": data})
+    path = str(pathlib.Path(data).absolute() / "cifar10" / "checkpoints" / checkpoint)
+    source = recipe.model.model_copy(update={"checkpoint": path, "arguments": {"blocks": blocks}})
+    return recipe.model_copy(update={"model": source})
 
 
 def rows_of(model: str, data: str, count: int, python: str, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yield a row per tool and dialect."""
     bench = Bench(folder, None)
-    graph, splits = simplified(model, data, bench)
+    graph, splits = simplified(resnet(model, data), bench)
     calibration = np.stack([s.inputs["image"] for s in splits.calibration])
     evaluation = [splits.evaluation[i * len(splits.evaluation) // count] for i in range(count)]
     pictures = np.stack([s.inputs["image"] for s in evaluation])
@@ -217,9 +226,9 @@ def rows_of(model: str, data: str, count: int, python: str, folder: pathlib.Path
                 if tool == "optimize":
                     target = bench.variant(graph, OURS[name], dialect).file
                 elif tool == "onnxruntime":
-                    onnxruntime_quantized(name, dialect, graph.file, target, calibration)
+                    onnxruntime_quantized(name, dialect, graph.file, target, [{"image": p} for p in parts(calibration)])
                 else:
-                    modelopt_quantized(python, name, graph.file, target, calibration)
+                    modelopt_quantized(python, name, graph.file, target, {"image": calibration})
                 seconds = time.perf_counter() - started
                 yield row | {"seconds": seconds} | judged(target, dialect, reference, pictures, labels)
             except Exception as error:  # a peer's failure is a result, not the end of the run
