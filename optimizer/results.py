@@ -113,6 +113,45 @@ class Verdict(_Part):
     reasons: tuple[str, ...] = ()
 
 
+class LayerPrecision(_Part):
+    """A node that multiplies and accumulates: what was asked for, what executes, and why the two differ."""
+
+    node: str
+    module: str  # of PyTorch; empty where the graph does not know it
+    operator: str
+    macs: int
+    requested: str
+    delivered: str
+    reason: str
+
+
+class TensorCalibration(_Part):
+    """One calibrated activation by its chosen method; shares are fractions of its values."""
+
+    tensor: str
+    module: str = ""
+    method: str
+    clipped: float
+    sqnr_db: float | None  # what int8 leaves of this tensor alone
+    convergence: float | None  # share its magnitude moved by over the last quarter of the samples
+    outside: float | None  # share of the evaluation values beyond the calibrated extremes
+    complaints: tuple[str, ...] = ()
+
+
+class Calibration(_Part):
+    """What the calibration doctor says of one table."""
+
+    method: str
+    samples: int
+    tensors: int
+    picked: dict[str, int]  # tensors by the method that serves them
+    findings: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()  # evaluation data against calibration data
+    worst: tuple[TensorCalibration, ...] = ()
+    spared: tuple[str, ...] = ()  # layers that measurement left in float
+    table: str | None = None  # path in the run
+
+
 class CandidateReport(_Part):
     """A variant on a target: what was built, what it computes, how fast it is, and whether it may ship."""
 
@@ -134,6 +173,8 @@ class CandidateReport(_Part):
     energy_mj_per_item: float | None = None
     peak_memory_bytes: int | None = None
     verdict: Verdict | None = None
+    layers: tuple[LayerPrecision, ...] = ()  # those with most multiply-accumulates first
+    layer_count: int = 0  # how many there are; the artifact's receipt.json has all
 
 
 class StageReport(_Part):
@@ -167,6 +208,7 @@ class Report(_Part):
     command: str = ""  # reproduces this report
     created: str = ""  # ISO 8601, UTC
     notes: tuple[str, ...] = ()
+    calibration: dict[str, Calibration] = Field(default_factory=dict)  # by variant, or variant@dialect
 
     def candidate(self, name: str) -> CandidateReport | None:
         """Return the candidate of that name."""

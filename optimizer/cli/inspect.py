@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from optimizer.cli.layers import layer_lines
 from optimizer.cli.ranges import chosen_ranges, largest_change_first, screen, with_health
 from optimizer.errors import MissingToolError, UsageError
 
@@ -63,6 +64,9 @@ def _onnx(document: Mapping[str, Any]) -> Iterator[str]:
     for operator, count in sorted(document["operators"].items(), key=lambda item: -item[1]):
         yield f"  {count:>5}  {operator}"
     yield f"precision of nodes   {_shares(document['precision'])}"
+    if document["layers"]:
+        yield f"layers that multiply   {len(document['layers'])}, by {document['layers_from']}"
+        yield from layer_lines(document["layers"])
 
 
 def _engine(document: Mapping[str, Any]) -> Iterator[str]:
@@ -77,6 +81,9 @@ def _engine(document: Mapping[str, Any]) -> Iterator[str]:
     for layer in layers:
         types = "/".join(sorted({tensor["type"] for tensor in (*layer["inputs"], *layer["outputs"])})) or "-"
         yield f"  {layer['kind']:<16} {types:<14} {', '.join(layer['onnx_nodes']) or layer['name']}"
+    if document["nodes"]:
+        yield f"ONNX nodes that multiply   {len(document['nodes'])}"
+        yield from layer_lines(document["nodes"])
 
 
 def _shares(shares: Mapping[str, float]) -> str:

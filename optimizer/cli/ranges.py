@@ -22,6 +22,8 @@ def screen(document: Mapping[str, Any]) -> Iterator[str]:
     percent = f" ({table.percentile:g} %)" if table.method == "percentile" else ""
     yield f"method   {table.method}{percent}, {table.samples} samples"
     yield f"tensors  {len(table.tensors)}"
+    if table.spared:
+        yield f"left in float by measurement   {', '.join(table.spared)}"
     yield from (f"  ! {sentence}" for sentence in findings(table))
     found = patients(table)
     shown = found[:_SHOWN]

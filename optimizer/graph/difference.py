@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,13 +22,18 @@ def difference(first: Document, second: Document) -> dict[str, Any]:
             f"{first['path']} is {_article(first['kind'])} and {second['path']} {_article(second['kind'])}",
             hint="Give two files of one kind.",
         )
+    first, second = _named_by_module(first, second), _named_by_module(second, first)
     parts = {name: _PARTS.get((first["kind"], name), _plain) for name in (*first, *(set(second) - set(first)))}
     found = {
         name: changed
         for name, part in parts.items()
-        if name not in ("kind", "path") and (changed := part(first.get(name), second.get(name)))
+        if name not in _ABOUT_THE_FILE and (changed := part(first.get(name), second.get(name)))
     }
     return dict(sorted(found.items(), key=lambda item: list(parts).index(item[0])))
+
+
+# Not what is in a file, but where it lies and what could be read beside it.
+_ABOUT_THE_FILE = ("kind", "path", "layers_from")
 
 
 def _article(kind: str) -> str:
@@ -48,6 +54,40 @@ def _mappings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
         "changed": changed,
     }
     return {name: part for name, part in parts.items() if part}
+
+
+def _named_by_module(document: Document, other: Document) -> Document:
+    """Return the document with its layers, the widest first, under the names that a person knows them by.
+
+    That is the PyTorch module where it has one layer on both sides: nodes are named anew by every export.
+    """
+    part = _ROWS.get(document["kind"], "")
+    if part not in document:
+        return document
+    uses = [Counter(row["module"] for row in side.get(part, ())) for side in (document, other)]
+    rows = sorted(document[part], key=lambda row: -row["macs"])
+    named = {
+        row["module"]
+        if row["module"] and all(count[row["module"]] <= 1 for count in uses)
+        else " ".join(filter(None, (row["node"], f"({row['module']})" if row["module"] else ""))): row
+        for row in rows
+    }
+    # What a layer computes in is told there, once.
+    told = {row["node"] for row in rows}
+    rest = {"nodes": [n for n in document["nodes"] if n["name"] not in told]} if part == "layers" else {}
+    return {**document, **rest, part: named}
+
+
+_ROWS = {"onnx": "layers", "engine": "nodes"}  # which part of a summary is the precision by layer
+
+
+def _precisions(first: Any, second: Any) -> dict[str, Any]:
+    """Compare layers: operator, the precision that they get, and why it is not the one asked for."""
+    return _mappings(*({name: _words(row) for name, row in (side or {}).items()} for side in (first, second)))
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    return f"{row['operator']} {row['delivered']}" + (f" ({row['reason']})" if row["reason"] else "")
 
 
 def _nodes(first: Any, second: Any) -> dict[str, Any]:
@@ -79,6 +119,8 @@ def _tensors(first: Any, second: Any) -> dict[str, Any]:
 
 _PARTS: dict[tuple[str, str], Callable[[Any, Any], Any]] = {
     ("onnx", "nodes"): _nodes,
+    ("onnx", "layers"): _precisions,
+    ("engine", "nodes"): _precisions,
     ("onnx", "inputs"): _tensors,
     ("onnx", "outputs"): _tensors,
     ("engine", "layers"): _layers,

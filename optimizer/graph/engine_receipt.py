@@ -11,10 +11,10 @@ import onnx
 from optimizer.graph.receipt import Receipt, graph_receipt
 
 # From narrow to wide.
-_NAMES = {"Int4": "int4", "Int8": "int8", "FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
-_WIDTHS = list(_NAMES)
+NAMES = {"Int4": "int4", "Int8": "int8", "FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
+WIDTHS = list(NAMES)
 # Kernels of one product, with what is fused around it; in others (attention as one kernel) several products meet.
-_MULTIPLIES = frozenset(
+MULTIPLIES = frozenset(
     {"correlation", "convolution", "deconv", "deconvolution", "gemm", "matmul", "matrix multiply", "runtime_fusion"}
 )
 
@@ -29,11 +29,11 @@ def engine_receipt(model: Path | onnx.ModelProto, layers: Iterable[Mapping[str, 
     wanted = graph_receipt(model)
     executed: dict[str, str] = {}
     for layer in layers:
-        if str(layer["kind"]).lower() not in _MULTIPLIES:
+        if str(layer["kind"]).lower() not in MULTIPLIES:
             continue
-        types = sorted((t["type"] for t in layer["inputs"] if t["type"] in _NAMES), key=_WIDTHS.index)
+        types = sorted((t["type"] for t in layer["inputs"] if t["type"] in NAMES), key=WIDTHS.index)
         if types:
-            executed |= dict.fromkeys((n for n in layer["onnx_nodes"] if n in wanted.macs), _NAMES[types[0]])
+            executed |= dict.fromkeys((n for n in layer["onnx_nodes"] if n in wanted.macs), NAMES[types[0]])
     # What the graph says is float32 the engine cannot have narrowed: its network is strongly typed.
     unseen = [name for name in wanted.macs if name not in executed and wanted.precisions[name] != "fp32"]
     wider = [name for name, kind in executed.items() if kind != wanted.precisions[name]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from optimizer.digest import sha256_bytes
-from optimizer.errors import OptimizerError, UsageError
+from optimizer.errors import OptimizerError, StageError, UsageError
 from optimizer.graph.index import node_key
 from optimizer.graph.interface import interface
+from optimizer.graph.layer_receipt import FILE, LayerRow
+from optimizer.graph.layer_table import as_executed, graph_rows, read_rows
+from optimizer.graph.modules import module_of
 from optimizer.graph.typed import infer_types
 from optimizer.types import TensorSpec
 
@@ -55,6 +59,8 @@ def inspect(path: Path) -> Document:
         return _of_json(file)
     try:
         return _of_onnx(onnx.load(file), file)
+    except UsageError:
+        raise
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"cannot be read as ONNX: {reason}", where=str(path), hint=f"Allowed: {_ALLOWED}.") from error
@@ -79,7 +85,7 @@ def _of_json(file: Path) -> Document:
     if isinstance(document, dict) and document.keys() >= _ENGINE_KEYS:
         plan = file.with_name("engine.plan")
         size = plan.stat().st_size if plan.is_file() else None
-        return {"kind": "engine", "path": str(file), "bytes": size, **document}
+        return {"kind": "engine", "path": str(file), "bytes": size, **document, "nodes": _engine_nodes(document, file)}
     if isinstance(document, dict) and isinstance(document.get("tensors"), dict) and "method" in document:
         return {"kind": "calibration", "path": str(file), "bytes": file.stat().st_size, **document}
     raise UsageError(
@@ -105,8 +111,47 @@ def _of_onnx(model: onnx.ModelProto, file: Path) -> Document:
         "parameters": sum(_size(tensor) for tensor in held.values()),
         "precision": {kind: round(count / len(precisions), 4) for kind, count in sorted(shares.items())},
         "nodes": precisions,
+        **_layers(model, file),
         "initializers": {name: _describe(tensor) for name, tensor in held.items()},
     }
+
+
+def _layers(model: onnx.ModelProto, file: Path) -> Document:
+    """Return what multiplies and accumulates, and where its precision was read from."""
+    own = graph_rows(model)
+    rows, source = own, _TYPES
+    beside = _receipt(file.parent)
+    if beside is not None and {row.node for row in beside} == {row.node for row in own}:
+        rows, source = beside, f"{FILE} beside it"
+    elif beside is not None:
+        source = f"{_TYPES}: {FILE} beside it is of another graph"
+    return {"layers": [asdict(row) for row in rows], "layers_from": source}
+
+
+_TYPES = "the graph's types"
+
+
+def _receipt(folder: Path) -> tuple[LayerRow, ...] | None:
+    try:
+        return read_rows(folder)
+    except StageError as error:
+        raise UsageError(error.what, where=error.where, hint=error.hint) from error
+
+
+def _engine_nodes(about: Document, file: Path) -> list[Document]:
+    """Return the ONNX nodes that multiply, as the engine executes them; none where its ONNX is not at hand."""
+    graph = next((p for p in _graphs(about, file) if p.is_file()), None)
+    if graph is None:
+        return []
+    rows: tuple[LayerRow, ...] = _receipt(graph.parent) or graph_rows(onnx.load(graph, load_external_data=False))
+    return [asdict(row) for row in as_executed(rows, about.get("layers", ()))]
+
+
+def _graphs(about: Document, file: Path) -> Iterable[Path]:
+    """Yield where the ONNX of an engine may lie: in a run's folder, by its content."""
+    digest = str(about.get("onnx_sha256", ""))
+    if digest:
+        yield file.parent.parent / "graphs" / digest[:16] / "model.onnx"
 
 
 def _bytes(model: onnx.ModelProto, file: Path) -> int:
@@ -146,7 +191,13 @@ def _precisions(model: onnx.ModelProto) -> list[Document]:
         if node.op_type == "DequantizeLinear" and node.input[0] in types:
             types[f"before {node.output[0]}"] = types[node.input[0]]
     return [
-        {"name": node_key(node), "operator": _operator(node), "precision": _precision(node, types)} for node in graph.node
+        {
+            "name": node_key(node),
+            "operator": _operator(node),
+            "precision": _precision(node, types),
+            "module": module_of(node),
+        }
+        for node in graph.node
     ]
 
 

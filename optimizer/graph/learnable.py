@@ -126,7 +126,8 @@ def write_back(model: onnx.ModelProto, learnable: Learnable, learned: Mapping[st
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def put(name: str, value: Array) -> None:
-        tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        # Not ascontiguousarray: it gives a scalar an axis, and TensorRT computes behind a scale of shape [1] in float.
+        tensors[name].CopyFrom(numpy_helper.from_array(np.asarray(value, order="C"), name))
 
     for name in learnable.scales:
         put(name, np.asarray(learned[name], dtype=np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optimizer.digest import sha256_bytes
@@ -13,6 +13,8 @@ from optimizer.errors import OptimizerError
 from optimizer.gate import Better, judge, overall, pareto, recommend
 from optimizer.metrics import metric_named
 from optimizer.pipeline.bench import Measured, read_document
+from optimizer.pipeline.calibration import Calibrated, summaries
+from optimizer.pipeline.layers import layer_table
 from optimizer.results import (
     ArtifactRef,
     CandidateReport,
@@ -42,6 +44,7 @@ class Outcome:
     stages: Sequence[StageReport]
     command: str
     notes: tuple[str, ...] = ()
+    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
 
 
 def assemble(outcome: Outcome) -> Report:
@@ -73,6 +76,7 @@ def assemble(outcome: Outcome) -> Report:
         command=outcome.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         notes=(*outcome.notes, *_doubts(baseline, outcome), *_notes(outcome.measured)),
+        calibration=summaries(outcome.calibrated, outcome.subjects),
     )
 
 
@@ -105,6 +109,7 @@ def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | 
         "runtime": subject.runtime,
         "device": subject.device,
         "artifact": outcome.artifacts[subject.name],
+        **layer_table(subject),
     }
     entry = outcome.measured.accuracy.get(subject.name)
     if error is not None or entry is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from optimizer.errors import MeasurementError, MissingToolError, OptimizerError, RecipeError
 from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
 from optimizer.pipeline.bench import Bench
+from optimizer.pipeline.calibration import of_steps
 from optimizer.pipeline.execute import Executed, Workshop, execute
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.plan import Plan, plan, write_history
@@ -80,7 +81,8 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         # Where nothing was built either, what failed first is the cause, and the baseline stumbled over the same.
         raise together([error, *errors] if subjects[1:] else errors or [error]) from error
     errors += distinct(measured.failures.values())
-    artifacts = place_artifacts(subjects, run)
+    calibrated = of_steps(done.outputs)
+    artifacts = place_artifacts(subjects, run, calibrated)
     outcome = Outcome(
         recipe,
         subjects,
@@ -90,6 +92,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         done.reports,
         options.command,
         about_replaced(note for stage in done.reports for note in stage.notes),
+        calibrated,
     )
     report = assemble(outcome)
     write_run(run, recipe, subjects, measured, planned.sources["evaluation"].document)
@@ -137,8 +140,8 @@ def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject]
 
 
 def distinct(errors: Iterable[OptimizerError]) -> list[OptimizerError]:
-    """Return each error once: one failed stage fails several candidates."""
-    return list(dict.fromkeys(errors))
+    """Return each error once: one failed stage fails several candidates, and two dialects fail for one reason."""
+    return list({error.render(): error for error in errors}.values())
 
 
 def together(errors: list[OptimizerError]) -> OptimizerError:

@@ -31,12 +31,15 @@ def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
         source = "the layer table of the engine's build"
         source += _tf32(about["precision"], "cuda:0", "float32") + _told(about.get("precision_notes", ()))
         return dict(about["precision"]), source
-    from optimizer.graph.receipt import cuda_receipt, onnxruntime_receipt
+    from optimizer.graph.receipt import cuda_receipt, graph_receipt, onnxruntime_receipt
 
     if subject.device != "cpu":
         receipt = cuda_receipt(subject.artifact.file)
         source = "the graph's types: onnxruntime's CUDA provider computes in float between Q/DQ (not read back)"
         return receipt.shares, source + _tf32(receipt.shares, subject.device, "float32") + _told(receipt.notes)
+    if not subject.executes:  # bfloat16 on the CPU: onnxruntime does not even load it
+        receipt = graph_receipt(subject.artifact.file)
+        return receipt.shares, "the graph's types: it does not execute here" + _told(receipt.notes)
     receipt = onnxruntime_receipt(subject.artifact.file, threads)
     source = "onnxruntime's optimised graph"
     if subject.precision == "fp16" and not receipt.shares.get("fp16"):

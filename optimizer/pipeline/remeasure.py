@@ -16,6 +16,7 @@ from optimizer.errors import OptimizerError, StageError, UsageError
 from optimizer.pipeline.assemble import Outcome, assemble
 from optimizer.pipeline.bench import Bench
 from optimizer.pipeline.build import Built, Options, check_baseline, distinct, unstable
+from optimizer.pipeline.calibration import of_run
 from optimizer.pipeline.execute import read_interface
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.run import RUN_FILE, SCHEMA, place_artifacts, write_run
@@ -117,10 +118,11 @@ def remeasure(run: Carried, store: Store, new: Path, options: Options, progress:
     subjects.sort(key=lambda s: s.name != before.baseline)
     measured = measure(subjects, bench)
     errors: list[OptimizerError] = distinct(measured.failures.values())
-    artifacts = place_artifacts(subjects, new)
+    calibrated = of_run(run.folder)
+    artifacts = place_artifacts(subjects, new, calibrated)
     failed = [c for c in before.candidates if c.status == "failed" and c.artifact is None]
     notes = about_replaced(note for stage in before.stages for note in stage.notes)
-    outcome = Outcome(recipe, subjects, failed, artifacts, measured, before.stages, options.command, notes)
+    outcome = Outcome(recipe, subjects, failed, artifacts, measured, before.stages, options.command, notes, calibrated)
     report = assemble(outcome)
     write_run(new, recipe, subjects, measured, document)
     return Built(report, new, tuple(errors + unstable(report, recipe)))

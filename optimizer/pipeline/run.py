@@ -15,6 +15,7 @@ import numpy as np
 from optimizer.checkpoint import read_description
 from optimizer.digest import sha256_file
 from optimizer.errors import UsageError
+from optimizer.pipeline import calibration
 from optimizer.pipeline.bench import GOLDEN, LATENCY, OUTCOMES, Measured
 from optimizer.results import ArtifactRef
 from optimizer.types import Artifact
@@ -27,8 +28,10 @@ RUN_FILE = "run.json"
 SCHEMA = 1
 
 
-def place_artifacts(subjects: Sequence[Subject], run: Path) -> dict[str, ArtifactRef]:
-    """Put every candidate's artifact, and the ONNX behind an engine, into the run's folder.
+def place_artifacts(
+    subjects: Sequence[Subject], run: Path, calibrated: Mapping[str, calibration.Calibrated] | None = None
+) -> dict[str, ArtifactRef]:
+    """Put every candidate's artifact, the ONNX behind an engine and the calibrations into the run's folder.
 
     What an earlier run left there goes first, its report before all: a folder with a report is whole.
     """
@@ -36,6 +39,7 @@ def place_artifacts(subjects: Sequence[Subject], run: Path) -> dict[str, Artifac
         (run / name).unlink(missing_ok=True)
     for name in ("artifacts", "golden", "recipe"):
         shutil.rmtree(run / name, ignore_errors=True)
+    calibration.place(calibrated or {}, run)
     placed: dict[str, ArtifactRef] = {}
     for subject in subjects:
         folder = run / "artifacts" / subject.name
@@ -102,7 +106,8 @@ def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dic
     from optimizer.data.source import to_specs
 
     outputs = next((s.artifact.outputs for s in subjects if s.artifact.outputs), ())
-    kept = ("artifacts", "golden", "recipe", "outcomes.npz", "latency.npz", "labels.json", "preprocessing.json")
+    folders = ("artifacts", "golden", "recipe", calibration.FOLDER)
+    kept = (*folders, "outcomes.npz", "latency.npz", "labels.json", "preprocessing.json")
     files = sorted(p for name in kept for p in [run / name, *(run / name).rglob("*")] if p.is_file())
     return {
         "schema": SCHEMA,

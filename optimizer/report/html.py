@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from optimizer.report import bars, plot, tables, view
+from optimizer.report import bars, plot, precision, tables, view
 from optimizer.report.limits import gate_batch
 from optimizer.results import Report
 
@@ -25,6 +25,9 @@ _WORDS = {
     "inconclusive": " unsure",
     "undecided": " unsure",
 }
+
+
+_LAYERS = 100  # rows per candidate on the page; report.json has more, receipt.json all
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ def render_html(report: Report) -> str:
         "rows": rows,
         "plots": [{**asdict(f), "markup": Markup(f.markup)} for f in _figures(report, batch)],
         "details": details,
+        "layers": precision.layer_tables(report, _LAYERS),
+        "calibrations": precision.calibrations(report),
         "stages": tables.stage_table(report),
         "method": tables.method_facts(report),
         "environment": tables.environment_facts(report),

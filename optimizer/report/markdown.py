@@ -6,9 +6,11 @@ import html
 import re
 
 from optimizer.report import format as fmt
-from optimizer.report import tables, view
+from optimizer.report import precision, tables, view
 from optimizer.report.limits import gate_batch
 from optimizer.results import Report
+
+_LAYERS = 20  # rows per candidate; the page has more
 
 # What GitHub would read as markup. Underscores inside words are harmless, and names of metrics are full of them.
 _MARKUP = re.compile(r"([\\`*\[\]|~#])")
@@ -37,10 +39,12 @@ def render_markdown(report: Report) -> str:
         tables.precision_table(report),
         tables.numerics_table(report),
         tables.resources_table(report),
-        tables.stage_table(report),
+        *precision.layer_tables(report, _LAYERS),
     ):
         if table:
             lines += ["", *_details(table)]
+    lines += _calibrations(report)
+    lines += _stages(report)
     lines += ["", "## How it was built and measured", ""]
     lines += [f"- {escape(note)}" for note in report.notes]
     lines += [f"- {what}: {escape(value)}" for what, value in tables.method_facts(report)]
@@ -92,6 +96,25 @@ def _candidates(report: Report) -> list[str]:
         for reason in (*row.reasons, *computed):
             said.append(f"- {escape(row.name)}: {escape(reason)}")
     return [*grid([escape(t) for t in title], rows, numbers), "", *said]
+
+
+def _calibrations(report: Report) -> list[str]:
+    lines: list[str] = []
+    for c in precision.calibrations(report):
+        lines += ["", f"**{escape(c.name)}**: {escape(c.about)}", "", *(f"- {escape(said)}" for said in c.said)]
+        lines += ["", *_details(c.table)] if c.table else []
+    return ["", "## Calibration", *lines] if lines else []
+
+
+def _stages(report: Report) -> list[str]:
+    """Return the steps as a table and what they noted below it: sentences would make its last column endless."""
+    table = tables.stage_table(report)
+    if not table:
+        return []
+    narrow = tuple((name, tuple(cells[:-1] for cells in group)) for name, group in table.groups)
+    lines = _details(tables.Table(table.title, table.note, table.columns[:-1], narrow))
+    notes = [f"- {escape(s.id)}: {escape(note)}" for s in report.stages for note in s.notes]
+    return ["", *lines[:-1], *notes, "", lines[-1]]
 
 
 def _with(value: str, more: str) -> str:

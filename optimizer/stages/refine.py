@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +20,7 @@ class Refine(Stage):
     """Bring the outputs of a quantized graph closer to float32's without touching its structure."""
 
     name: ClassVar[str] = "refine"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"float32": "onnx", "graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "torch", "numpy")
@@ -50,6 +52,7 @@ class Refine(Stage):
 
         from optimizer.calibration.learn import Learning, refine
         from optimizer.graph.files import save_model
+        from optimizer.graph.layer_receipt import FILE
 
         quantized, float32 = (onnx.load(sources[role].file) for role in ("graph", "float32"))
         with self.open_parent(sources) as reference:
@@ -64,6 +67,8 @@ class Refine(Stage):
         path = workdir / self.main_file
         save_model(quantized, path)
         onnx.checker.check_model(str(path))
+        if (receipt := sources["graph"].path / FILE).is_file():  # values changed, no layer's precision did
+            shutil.copyfile(receipt, workdir / FILE)
         what = [f"{self.passes} passes over {refined.learned_on} samples"] if self.rounding == "learned" else []
         what += ["bias correction"] if self.bias_correction else []
         gained = refined.after_db > refined.before_db

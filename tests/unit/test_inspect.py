@@ -117,7 +117,12 @@ def test_onnx_screen(tmp_path):
         "output   y  float32[batch, 4, 8, 8]",
         "opset    ai.onnx 20",
     ]
-    assert screen[-1] == "precision of nodes   fp32 100.0%"
+    assert screen[-4:] == [
+        "precision of nodes   fp32 100.0%",
+        "layers that multiply   1, by the graph's types",
+        "  module  node  operator    work  precision",
+        "  -       conv  Conv      100.0%  fp32",
+    ]
 
 
 def test_artifact_folder_stands_for_its_main_file(tmp_path):
@@ -157,6 +162,10 @@ def test_the_worst_tensors_are_shown_and_json_has_all_with_the_findings(tmp_path
     assert "dead are zero throughout" in document["findings"]
 
 
+def test_layers_that_measurement_left_in_float_are_named(tmp_path):
+    assert "left in float by measurement   conv1, fc" in show(table(tmp_path / "t.json", spared=["conv1", "fc"]))
+
+
 def test_a_table_of_another_schema_is_refused(tmp_path):
     path = table(tmp_path / "table.json", schema=1)
     with pytest.raises(UsageError) as caught:
@@ -185,7 +194,8 @@ def test_difference_of_graphs_names_operators_weights_and_precision(tmp_path):
     assert other["operators"] == {"only_first": ["Relu"]}
     assert list(other["initializers"]["changed"]) == ["w"]
     int8 = difference(plain, inspect(graph(tmp_path / "c.onnx", quantized=True)))
-    assert int8["nodes"]["changed"] == {"conv": ["Conv fp32", "Conv int8"]}
+    assert int8["layers"] == {"changed": {"conv": ["Conv fp32", "Conv int8"]}}
+    assert int8["nodes"] == {"only_second": ["q", "dq", "wdq"]}
     assert int8["operators"]["only_second"] == ["DequantizeLinear", "QuantizeLinear"]
     assert "  w: dtype fp32, shape [4, 3, 1, 1] -> dtype int8" in show(tmp_path / "a.onnx", tmp_path / "c.onnx")
     assert "w: other values (dtype fp32" in show(tmp_path / "a.onnx", tmp_path / "b.onnx")

@@ -1,0 +1,35 @@
+"""The precision of a candidate's layers, from the receipts that lie beside its artifact."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from optimizer.results import LayerPrecision
+
+if TYPE_CHECKING:
+    from optimizer.pipeline.subject import Subject
+
+MOST = 200  # rows in report.json; the receipt has all
+
+
+def layer_table(subject: Subject) -> dict[str, Any]:
+    """Return the report's `layers` and `layer_count`; nothing for a candidate whose graph has no receipt.
+
+    Of an engine as its own layer table says it executes them.
+    Raises: StageError for a damaged receipt.
+    """
+    graph = subject.graph
+    if graph is None or not graph.path.is_dir():
+        return {}
+    if not (graph.path / "receipt.json").is_file():
+        return {}
+    from optimizer.graph.layer_table import as_executed, read_rows, widest_first
+
+    rows = read_rows(graph.path) or ()
+    if subject.artifact.format == "engine":
+        about = json.loads((subject.artifact.path / "engine.json").read_text(encoding="utf-8"))
+        rows = as_executed(rows, about["layers"])
+    shown = tuple(LayerPrecision(**asdict(row)) for row in widest_first(rows)[:MOST])
+    return {"layers": shown, "layer_count": len(rows)}
