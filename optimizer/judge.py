@@ -6,8 +6,12 @@ import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimizer.runtime.session import Array, Feed, Session
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class EmulatedSession(Session):
@@ -48,8 +52,8 @@ def open_judge(model: Path, threads: int = 1) -> tuple[Session, str]:
 
     outline = onnx.load(model, load_external_data=False)
     tool = f"onnxruntime {onnxruntime.__version__} on the CPU"
-    quantized = any(node.op_type == "DequantizeLinear" for node in outline.graph.node)
-    integers = "int8 as its Q/DQ nodes say, " if quantized else ""
+    stored = _stored_types(outline)
+    integers = f"{' and '.join(stored)} as its Q/DQ nodes say, " if stored else ""
     narrow = narrow_formats(outline)
     if not narrow:
         return OnnxSession(model, threads=threads, optimize=False), f"{tool}, {integers}float32"
@@ -61,3 +65,17 @@ def open_judge(model: Path, threads: int = 1) -> tuple[Session, str]:
         session = EmulatedSession(OnnxSession(emulated, threads=threads, optimize=False), folder)
         undo.pop_all()  # from here on closing the session removes the folder
     return session, f"{tool}, {integers}{' and '.join(narrow)} rounded after every operator"
+
+
+def _stored_types(model: onnx.ModelProto) -> list[str]:
+    """Return what is dequantized in a model, by the types of its constants and zero points."""
+    from onnx import TensorProto
+
+    names = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4 weights"}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    found = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            known = [types[name] for name in (*node.input[2:3], node.input[0]) if name in types]
+            found.add(names.get(known[0], "int8") if known else "int8")
+    return sorted(found, reverse=True)

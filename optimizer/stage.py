@@ -58,6 +58,8 @@ class Stage(BaseModel, ABC):
     tools: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the output
     device_bound: ClassVar[bool] = False
     keeps_float32: ClassVar[bool] = False  # the output is the variant's float32 graph from here on (role "float32")
+    # the least compute capability of a GPU that executes the output; None: any
+    needs_capability: ClassVar[str | None] = None
     # option -> (other option, the value of it without which the first has no effect)
     depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     tolerance: ClassVar[Tolerance | None] = None  # None: the output cannot be executed, so there is nothing to compare

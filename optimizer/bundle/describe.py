@@ -22,6 +22,8 @@ _SHARES: Mapping[str, tuple[float, str]] = {
     "tf32": (2e-2, "TensorRT multiplies float32 as TF32, with 11 bits"),
     "fp16": (2e-2, "float16 has 11 bits, and every kernel rounds at other places"),
     "bf16": (1e-1, "bfloat16 has 8 bits, and every kernel rounds at other places"),
+    "fp8": (2e-1, "a value at the edge of an E4M3 step falls to the other side where a kernel rounds otherwise"),
+    "int4": (2e-2, "weights are the same 4-bit values everywhere; TensorRT multiplies them in TF32"),
     "int8": (1e-1, "a value at the edge of an 8-bit step falls to the other side where a kernel rounds otherwise"),
 }
 _ENGINES = ("tensorrt", "tensorrt_rtx")

@@ -43,7 +43,7 @@ class Affine:
 
     scale: float
     zero_point: int
-    dtype: type[np.int8] | type[np.uint8]
+    dtype: type[np.generic]
     degenerate: bool = False
 
 

@@ -33,6 +33,7 @@ def layers(lines: list[Line]) -> list[dict[str, Any]]:
                     "name": found["name"],
                     "kind": found["kind"],
                     "inputs": _tensors(inputs),
+                    "constants": _tensors(rest.partition("Constants: [")[2].partition("Outputs: [")[0]),
                     "outputs": _tensors(outputs),
                     "onnx_nodes": _ONNX.findall(line),
                 }

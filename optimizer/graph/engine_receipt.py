@@ -28,12 +28,16 @@ def engine_receipt(model: Path | onnx.ModelProto, layers: Iterable[Mapping[str, 
     """
     wanted = graph_receipt(model)
     executed: dict[str, str] = {}
-    for layer in layers:
+    rows = list(layers)
+    for layer in rows:
         if str(layer["kind"]).lower() not in MULTIPLIES:
             continue
         types = sorted((t["type"] for t in layer["inputs"] if t["type"] in NAMES), key=WIDTHS.index)
         if types:
             executed |= dict.fromkeys((n for n in layer["onnx_nodes"] if n in wanted.macs), NAMES[types[0]])
+    # Weights of four bits are a kernel's constants, or those of a kernel before it that dequantizes them.
+    if any(t["type"] == "Int4" for row in rows for t in row.get("constants", ())):
+        executed |= {name: "int4" for name, kind in wanted.precisions.items() if kind == "int4"}
     # What the graph says is float32 the engine cannot have narrowed: its network is strongly typed.
     unseen = [name for name in wanted.macs if name not in executed and wanted.precisions[name] != "fp32"]
     wider = [name for name, kind in executed.items() if kind != wanted.precisions[name]]

@@ -14,7 +14,7 @@ from optimizer.errors import MissingToolError, StageError
 from optimizer.graph.bodies import Types, infer_all
 from optimizer.graph.cost import OPERANDS, Site, Work, count
 from optimizer.graph.index import GraphIndex
-from optimizer.runtime.onnx import CRASHING_OPTIMIZERS
+from optimizer.runtime.onnx import keep_arithmetic
 
 _NAMES = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -27,7 +27,12 @@ _NAMES = {
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.FLOAT8E4M3FN: "fp8",
     onnx.TensorProto.FLOAT8E5M2: "fp8",
+    onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.UINT4: "int4",
 }
+_FOUR_BITS = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4})
+# What onnxruntime makes of a DequantizeLinear with blocks and the product behind it; the node keeps its name.
+_FOUR_BIT_KERNEL = "MatMulNBits"
 _INTEGER_KERNELS = frozenset(
     {
         "QLinearConv",
@@ -100,6 +105,7 @@ def graph_receipt(model: Path | onnx.ModelProto) -> Receipt:
     """Return the precision of every node as a strongly typed builder executes it.
 
     A node whose operands are both dequantized computes in their stored type; any other in the type of its activation.
+    One that reads 4-bit weights is called int4 and computes in the type of its activation too, which a note says.
     """
     return _receipt(count(model), _requested)
 
@@ -133,13 +139,16 @@ def onnxruntime_receipt(model: Path, threads: int = 1) -> Receipt:
             continue
         counted[name] = wanted.get(name, site.macs)
         precisions[name] = _executed(indices.of(site), site.node)
+    for node in optimised.graph.node:
+        if node.op_type == _FOUR_BIT_KERNEL and (name := _name(node.name, wanted)) in wanted:
+            counted[name], precisions[name] = wanted[name], "int4"
     gone = expected.uncounted - counted.keys()
     counted |= {name: wanted[name] for name in gone}
     precisions |= dict.fromkeys(gone, UNKNOWN)
     hidden = sum(wanted.values()) - sum(counted.values())
     if hidden > 0:
         counted[HIDDEN], precisions[HIDDEN] = hidden, unplaced
-    return Receipt(precisions, counted, expected.uncounted, expected.notes)
+    return Receipt(precisions, counted, expected.uncounted, (*expected.notes, *_stored_notes(precisions)))
 
 
 def precision_by_node(model: onnx.ModelProto) -> dict[str, str]:
@@ -150,7 +159,15 @@ def precision_by_node(model: onnx.ModelProto) -> dict[str, str]:
 def _receipt(work: Work, precision: Callable[[GraphIndex, onnx.NodeProto], str]) -> Receipt:
     indices = _Indices()
     precisions = {site.key: precision(indices.of(site), site.node) for site in work.sites}
-    return Receipt(precisions, work.macs, work.uncounted, work.notes)
+    return Receipt(precisions, work.macs, work.uncounted, (*work.notes, *_stored_notes(precisions)))
+
+
+def _stored_notes(precisions: Mapping[str, str]) -> list[str]:
+    found = sum(precision == "int4" for precision in precisions.values())
+    if not found:
+        return []
+    what = f"int4 is how the weights of {found} product{'s' * (found > 1)} are stored"
+    return [f"{what}; they are multiplied in the type of what they meet"]
 
 
 class _Indices:
@@ -194,6 +211,8 @@ def _stored_type(index: GraphIndex, name: str) -> int:
 def _executed(index: GraphIndex, node: onnx.NodeProto) -> str:
     if node.op_type in _INTEGER_KERNELS:
         return "int8"
+    if any(_stored_type(index, node.input[i]) in _FOUR_BITS for i in OPERANDS.get(node.op_type, ())[1:]):
+        return "int4"
     return _NAMES.get(index.float_type(node.input[0]), UNKNOWN)
 
 
@@ -225,6 +244,7 @@ def _optimise(model: Path, target: Path, threads: int) -> onnx.ModelProto:
     options.optimized_model_filepath = str(target)
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY
+    without = keep_arithmetic(options, model)
     # Weights beside the file: a graph of more than 2 GB could not be written otherwise.
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "65536")
@@ -233,7 +253,7 @@ def _optimise(model: Path, target: Path, threads: int) -> onnx.ModelProto:
             str(model),
             sess_options=options,
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=CRASHING_OPTIMIZERS,
+            disabled_optimizers=without,
         )
     except tuple(_refusals(ort)) as error:
         raise StageError(

@@ -145,7 +145,8 @@ def distinct(errors: Iterable[OptimizerError]) -> list[OptimizerError]:
 
 
 def together(errors: list[OptimizerError]) -> OptimizerError:
-    """Return one error that tells all of them, with the exit code of the gravest."""
+    """Return one error that tells each of them once, with the exit code of the gravest."""
+    errors = distinct(errors)
     if len(errors) == 1:
         return errors[0]
     kind = type(max(errors, key=lambda error: error.exit_code))

@@ -44,6 +44,8 @@ def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
     source = "onnxruntime's optimised graph"
     if subject.precision == "fp16" and not receipt.shares.get("fp16"):
         source += ": its CPU kernels compute float16 graphs in float32"
+    if subject.precision == "fp8" and not receipt.shares.get("fp8"):
+        source += ": its CPU kernels compute in float32 between FP8 Q/DQ"
     return receipt.shares, source + _told(receipt.notes)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from optimizer.recipe.model import Data
 from optimizer.recipe.sections import Draft
-from optimizer.recipe.vocabulary import Vocabulary
+from optimizer.recipe.vocabulary import Vocabulary, option_fields
 from optimizer.recipe.wording import KeyPath, Problems, listed, nearest, shown, unknown
 
+_EVERY_ENGINE = 8.0  # the least compute capability of an engine that lists none
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -22,6 +23,10 @@ def check(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         _splits(draft.data, problems)
         _transform(draft.data, problems)
     _variants(draft, words, problems)
+    for name, variant in draft.variants.items():
+        for target in variant.targets:
+            if target in draft.targets:
+                _capabilities(draft, words, problems, name, target)
     _profile(draft, words, problems)
     _batches(draft, problems)
     _gate(draft, problems)
@@ -116,11 +121,15 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
             if target not in draft.targets:
                 text = f"{shown(target)}: {unknown('target', target, tuple(draft.targets))}"
                 problems.cross((*path, "targets", index), text, ("targets", target))
+        defaults = {option: field.default for option, field in option_fields(words.variants[variant.precision]).items()}
         for option, (other, value) in words.dependencies(variant.precision).items():
-            if option in variant.options and variant.options.get(other, value) != value:
-                given = shown(variant.options[other])
-                text = f"has no effect with {other}: {given}; remove it, or write {other}: {value}"
+            given = variant.options.get(other, defaults[other])
+            if option in variant.options and given != value:
+                text = f"has no effect with {other}: {shown(given)}; remove it, or write {other}: {value}"
                 problems.cross((*path, option), text, (*path, other), at_key=True)
+        if variant.options.get("method") == "auto" and not words.chooses_method(variant.precision):
+            text = f"{variant.precision} has no auto: name the method, all of them are found in the one pass"
+            problems.cross((*path, "method"), text, at_key=True)
         if words.needs_calibration(variant.precision) and draft.data is not None and draft.data.calibration is None:
             named = name if name == variant.precision else f"{name} ({variant.precision})"
             text = f"{named} needs data.calibration: {{split: NAME}}, real samples other than data.evaluation's"
@@ -128,6 +137,32 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
     for target in draft.targets:
         if target not in used:
             problems.cross(("targets", target), "no variant is built for it: remove it", ("variants",), at_key=True)
+
+
+def _capabilities(draft: Draft, words: Vocabulary, problems: Problems, name: str, target: str) -> None:
+    """Refuse a variant for which a target would build engines that its GPUs cannot execute."""
+    precision = draft.variants[name].precision
+    needed = words.needs_capability(precision)
+    if needed is None or not words.lists_capabilities(target):
+        return
+    listed = draft.targets[target].options.get("compute_capabilities", ())
+    early = [capability for capability in listed if float(capability) < float(needed)]
+    others = ", ".join(other for other in draft.targets if other != target)
+    elsewhere = f", or write variants.{name}.targets: [{others}]" if others else ""
+    named = name if name == precision else f"{name} ({precision})"
+    path: KeyPath = ("targets", target, "compute_capabilities")
+    if early:
+        text = (
+            f"{named} needs a GPU of {needed} or later, no engine of it is built for {', '.join(early)}: "
+            f"leave {'it' if len(early) == 1 else 'them'} out{elsewhere}"
+        )
+        problems.cross(path, text, ("variants", name))
+    elif not listed and float(needed) > _EVERY_ENGINE:
+        text = (
+            f"{named} needs a GPU of {needed} or later, and the default is all from 8.0 on: "
+            f"add compute_capabilities: ['{needed}']{elsewhere}"
+        )
+        problems.cross(path[:2], text, ("variants", name), at_key=True)
 
 
 def _profile(draft: Draft, words: Vocabulary, problems: Problems) -> None:

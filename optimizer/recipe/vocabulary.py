@@ -37,9 +37,22 @@ class Vocabulary:
         """Return whether a stage of this precision makes a calibration table."""
         return any(stage.produces == "calibration" for stage in self.variants[precision])
 
+    def chooses_method(self, precision: str) -> bool:
+        """Return whether a stage of this precision makes a table from a table: it picks methods per tensor."""
+        return any(stage.produces == "calibration" and "table" in stage.consumes for stage in self.variants[precision])
+
     def dependencies(self, precision: str) -> dict[str, tuple[str, Any]]:
         """Return the options of this precision that only count beside a certain value of another one."""
         return {o: needed for stage in self.variants[precision] for o, needed in stage.depends.items()}
+
+    def needs_capability(self, precision: str) -> str | None:
+        """Return the least compute capability that takes this precision; None where all do."""
+        needed = [stage.needs_capability for stage in self.variants[precision] if stage.needs_capability]
+        return max(needed, key=float, default=None)
+
+    def lists_capabilities(self, target: str) -> bool:
+        """Return whether this target's engines are built ahead of time, for compute capabilities that it lists."""
+        return "compute_capabilities" in option_fields(self.targets[target])
 
     def builds_engine(self, target: str) -> bool:
         """Return whether a stage of this target builds an engine."""
@@ -67,7 +80,8 @@ def target_options(name: str, stages: Stages) -> type[BaseModel]:
 def variant_options(precision: str, stages: Stages) -> type[BaseModel]:
     """Return the section of a variant of this precision."""
     fields: dict[str, Any] = {n: (field.annotation, field) for n, field in option_fields(stages).items()}
-    fields["precision"] = (str, Field(precision, description="fp32, fp16, bf16 or int8; default: the variant's name"))
+    known = "fp32, fp16, bf16, int8, fp8 or int4; default: the variant's name"
+    fields["precision"] = (str, Field(precision, description=known))
     fields["targets"] = (
         tuple[str, ...] | None,
         Field(None, min_length=1, description="names of the recipe's targets; default: all of them"),

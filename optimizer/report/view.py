@@ -11,7 +11,7 @@ from optimizer.report.limits import gate_batch, limits
 from optimizer.results import CandidateReport, Report
 
 Status = Literal["measured", "built", "failed"]
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 _STATUS: dict[Status, str] = {
     "measured": "measured",
     "built": "built but not executable here",

@@ -14,6 +14,7 @@ from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime import cuda
 from optimizer.runtime.device import cuda_index
 from optimizer.runtime.feed import check_feed
+from optimizer.runtime.float8 import holds_float8
 from optimizer.runtime.session import Array, Feed, Session
 from optimizer.types import TensorSpec
 
@@ -36,6 +37,8 @@ _CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
 # This one ends the process with a segmentation fault on float16 transformer graphs (microsoft/onnxruntime#32405).
 CRASHING_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
+# They take the zero of a QuantizeLinear for that of uint8, and drop a Relu before 8-bit floats.
+_WRONG_FOR_FLOAT8 = ["ReluQuantRewrite", "ClipQuantRewrite"]
 
 
 class OnnxSession(Session):
@@ -120,6 +123,7 @@ class OnnxSession(Session):
         # that is measured in turn or the caller's own code, has the processors to itself.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        without = keep_arithmetic(options, self._path)
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         wanted, providers = self._providers()
@@ -130,7 +134,7 @@ class OnnxSession(Session):
                 str(self._path),
                 sess_options=options,
                 providers=providers,
-                disabled_optimizers=CRASHING_OPTIMIZERS,
+                disabled_optimizers=without,
                 # A provider that fails would be replaced by the CPU, with a word on stdout, here and while running.
                 enable_fallback=0,
             )
@@ -200,6 +204,19 @@ class OnnxSession(Session):
         state = self._ort.capi.onnxruntime_pybind11_state
         own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         return (*own, RuntimeError, ValueError)
+
+
+def keep_arithmetic(options: Any, path: Path) -> list[str]:
+    """Keep a session's optimisations to the arithmetic that the graph states; return the optimizers to leave out.
+
+    Numeric: onnxruntime 1.31 fuses 4-bit weights into a kernel that rounds activations to int8 unless told otherwise,
+    puts 8-bit floats into integer operators, which refuse them, and drops a Relu before them.
+    """
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # 1: float32
+    if not holds_float8(path):
+        return CRASHING_OPTIMIZERS
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return [*CRASHING_OPTIMIZERS, *_WRONG_FOR_FLOAT8]
 
 
 def missing(device: str) -> str | None:

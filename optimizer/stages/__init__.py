@@ -14,7 +14,9 @@ from optimizer.stages.diagnose import Diagnose
 from optimizer.stages.engine import EngineRtx, EngineTensorRT
 from optimizer.stages.equalize import Equalize
 from optimizer.stages.export import Export
+from optimizer.stages.float8 import Float8
 from optimizer.stages.float16 import Float16
+from optimizer.stages.int4 import Int4
 from optimizer.stages.quantize import Quantize
 from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
@@ -26,12 +28,14 @@ STAGES: tuple[type[Stage], ...] = (
     Simplify,
     Float16,
     BFloat16,
+    Int4,
     Equalize,
     Calibrate,
     Diagnose,
     Choose,
     Quantize,
     Refine,
+    Float8,
     EngineRtx,
     EngineTensorRT,
 )
@@ -42,6 +46,8 @@ VARIANTS: dict[str, tuple[type[Stage], ...]] = {
     "fp16": (Float16,),
     "bf16": (BFloat16,),
     "int8": (Equalize, Calibrate, Diagnose, Choose, Quantize, Refine),
+    "fp8": (Calibrate, Diagnose, Float8),
+    "int4": (Int4,),
 }
 
 # target -> the stages between the variant's graph and what executes

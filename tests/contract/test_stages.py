@@ -19,7 +19,9 @@ from optimizer.stages.diagnose import Diagnose
 from optimizer.stages.engine import EngineRtx, EngineTensorRT
 from optimizer.stages.equalize import Equalize
 from optimizer.stages.export import Export
+from optimizer.stages.float8 import Float8
 from optimizer.stages.float16 import Float16
+from optimizer.stages.int4 import Int4
 from optimizer.stages.quantize import Quantize
 from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
@@ -46,6 +48,8 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     Simplify: ({}, {}),
     Float16: ({}, {"keep": ("Softmax",), "io": "fp16"}),
     BFloat16: ({}, {"keep": ("Softmax",)}),
+    Int4: ({}, {"keep": ("Gemm",), "block": 64, "at_least": 0.9}),
+    Float8: ({}, {"keep": ("Gemm",), "attention": True, "at_least": 0.9}),
     Equalize: (
         {"smooth_quant": 0.5},
         {"smooth_quant": "auto", "cross_layer": True, "method": "mse", "percentile": 99.9, "keep": ("Gemm",)},

@@ -37,6 +37,7 @@ from optimizer.stages import CHECKPOINT_KINDS, TARGETS, VARIANTS
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE_PAGE = ROOT / "docs" / "recipe.md"
+PRECISION_PAGE = ROOT / "docs" / "precision.md"
 DEMO = ROOT / "recipes" / "digits-cnn"
 
 # heading of docs/recipe.md -> the section it describes
@@ -117,6 +118,21 @@ def test_a_key_that_is_not_named_is_found() -> None:
     ]
 
 
+def unguided(page: str) -> list[str]:
+    """Return the options of a precision that the guide does not name."""
+    options = {
+        name for precision, stages in VARIANTS.items() for name in variant_options(precision, stages).model_fields
+    }
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", page))))
+    return sorted(options - {"precision", "targets"} - words)
+
+
+def test_the_guide_to_precision_names_every_option() -> None:
+    page = PRECISION_PAGE.read_text()
+    assert unguided(page) == []
+    assert unguided(page.replace("float_share", "share_in_float")) == ["float_share"]
+
+
 def test_every_metric_checkpoint_precision_and_target_is_named() -> None:
     page = RECIPE_PAGE.read_text()
     names = [*(metric.name for metric in METRICS), *CHECKPOINT_KINDS, *TARGETS]
@@ -143,7 +159,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def documented() -> list[Any]:
-    pages = (ROOT / "README.md", RECIPE_PAGE)
+    pages = (ROOT / "README.md", RECIPE_PAGE, PRECISION_PAGE)
     found = [(page.name, block) for page in pages for block in blocks(page)]
     return [pytest.param(block, id=f"{name}-{number}") for number, (name, block) in enumerate(found)]
 

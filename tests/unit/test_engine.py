@@ -259,6 +259,7 @@ def test_layer_table_of_an_int8_convolution_is_read():
                 {"tensor": "a", "type": "Int8", "format": "(NHWC) Channel major"},
                 {"tensor": "b", "type": "Float", "format": "x"},
             ],
+            "constants": [{"tensor": "w", "type": "Int8", "format": "z"}],
             "outputs": [{"tensor": "y", "type": "Half", "format": "(NHWC)"}],
             "onnx_nodes": ["conv", "r"],
         }

@@ -88,3 +88,14 @@ def test_an_option_that_another_one_switches_off_is_refused(tmp_path: Path) -> N
         load_recipe(tmp_path / "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text + "variants: {int8: {method: percentile, percentile: 99.9}}\n")
     assert load_recipe(tmp_path / "recipe.yaml").variants["int8"].options["percentile"] == 99.9
+
+
+def test_what_nothing_would_pick_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "model.onnx")
+    (tmp_path / "data.py").write_text("def load(split): ...")
+    text = RECIPE.replace("evaluation:", "calibration: {split: train}, evaluation:")
+    (tmp_path / "recipe.yaml").write_text(text + "variants: {fp8: {method: auto}}\n")
+    with pytest.raises(RecipeError, match=r"variants\.fp8\.method: fp8 has no auto: name the method"):
+        load_recipe(tmp_path / "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(text + "variants: {int8: {method: auto}}\n")
+    assert load_recipe(tmp_path / "recipe.yaml").variants["int8"].options["method"] == "auto"
