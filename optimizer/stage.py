@@ -60,7 +60,7 @@ class Stage(BaseModel, ABC):
     keeps_float32: ClassVar[bool] = False  # the output is the variant's float32 graph from here on (role "float32")
     # the least compute capability of a GPU that executes the output; None: any
     needs_capability: ClassVar[str | None] = None
-    # option -> (other option, the value of it without which the first has no effect)
+    # option -> (other option, the value, or one of the values, of it without which the first has no effect)
     depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     tolerance: ClassVar[Tolerance | None] = None  # None: the output cannot be executed, so there is nothing to compare
 

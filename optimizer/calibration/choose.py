@@ -29,7 +29,9 @@ from optimizer.graph.quantize import Quantized
 from optimizer.runtime.onnx import OnnxSession
 
 # Below this a difference of the outputs' SQNR is noise of the few samples.
-_NOISE_DB = 0.02
+_NOISE_DB = 0.05
+# What the choice must gain on other samples over the best single method: less is chance, and one method is simpler.
+_GAIN_DB = 0.2
 # Magnitudes this close round to the same integers but for a few.
 _SAME = 0.005
 
@@ -83,7 +85,7 @@ def choose(
         judged = {m: trials.sqnr_db(trials.everywhere(m), judging) for m in trials.methods}
         db = trials.sqnr_db(choice, judging)
     single = max(judged, key=lambda method: judged[method])
-    if db < judged[single]:
+    if db < judged[single] + _GAIN_DB:
         choice, db = dict.fromkeys(trials.roots, single), judged[single]
     return Chosen({**dict.fromkeys(table.tensors, single), **choice}, db, judged, len(judging))
 

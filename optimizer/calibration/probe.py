@@ -19,7 +19,7 @@ from optimizer.runtime.session import Session
 
 _BATCH = 16
 # Samples that choose, and as many others that judge the choice.
-MOST_SAMPLES = 64
+MOST_SAMPLES = 128
 
 
 class Picked(Samples):

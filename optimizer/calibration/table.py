@@ -41,6 +41,7 @@ class TensorRange:
     values: int
     method: str
     methods: Mapping[str, MethodRange]
+    module: str = ""  # the PyTorch module that makes it, where that is known
 
     @property
     def chosen(self) -> MethodRange:
@@ -150,7 +151,7 @@ class CalibrationTable:
             }
             methods[row["method"]]  # a KeyError here, not where the range is needed
             tensors[name] = TensorRange(
-                _float32(row["min"]), _float32(row["max"]), row["values"], row["method"], methods
+                _float32(row["min"]), _float32(row["max"]), row["values"], row["method"], methods, row.get("module", "")
             )
         head = (document["method"], document["percentile"], document["samples"])
         return cls(*head, tensors, tuple(document["checkpoints"]), tuple(document.get("spared", ())))
@@ -158,6 +159,7 @@ class CalibrationTable:
 
 def _tensor(tensor: TensorRange) -> str:
     head = {"min": _short(tensor.min), "max": _short(tensor.max), "values": tensor.values, "method": tensor.method}
+    head |= {"module": tensor.module} if tensor.module else {}
     methods = ",\n".join(f"   {json.dumps(name)}: {_method(found)}" for name, found in tensor.methods.items())
     return f'{json.dumps(head)[:-1]}, "methods": {{\n{methods}}}}}'
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optimizer.errors import StageError
-from optimizer.graph.layer_receipt import FILE, document, layer_rows
+from optimizer.graph.layer_receipt import document, layer_rows
+from optimizer.graph.layers import FILE
 from optimizer.graph.quantize import Quantized, summarize
 from optimizer.graph.receipt import Receipt, graph_receipt
 

@@ -17,8 +17,8 @@ from optimizer.digest import sha256_bytes
 from optimizer.errors import OptimizerError, StageError, UsageError
 from optimizer.graph.index import node_key
 from optimizer.graph.interface import interface
-from optimizer.graph.layer_receipt import FILE, LayerRow
-from optimizer.graph.layer_table import as_executed, graph_rows, read_rows
+from optimizer.graph.layer_table import graph_rows
+from optimizer.graph.layers import FILE, LayerRow, as_executed, read_rows
 from optimizer.graph.modules import module_of
 from optimizer.graph.typed import infer_types
 from optimizer.types import TensorSpec

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from optimizer.graph.cost import Site, count
+from optimizer.graph.layers import SCHEMA, LayerRow
 from optimizer.graph.modules import module_of
 from optimizer.graph.receipt import HIDDEN, UNKNOWN, Receipt
-
-SCHEMA = 1
-FILE = "receipt.json"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One node that multiplies and accumulates. `module` is its PyTorch module; `reason` is empty where none is due."""
-
-    node: str
-    module: str
-    operator: str
-    macs: int
-    requested: str
-    delivered: str
-    reason: str
 
 
 def layer_rows(

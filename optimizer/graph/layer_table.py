@@ -1,50 +1,13 @@
-"""The layer table of a stored artifact: read from the receipt beside its graph, and as an engine executes it."""
+"""The rows of a graph that has no receipt beside it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
 import onnx
 
-from optimizer.errors import StageError
 from optimizer.graph.cost import Site, count
-from optimizer.graph.engine_receipt import MULTIPLIES, NAMES, WIDTHS
-from optimizer.graph.layer_receipt import FILE, SCHEMA, LayerRow
+from optimizer.graph.layers import LayerRow
 from optimizer.graph.modules import module_of
 from optimizer.graph.receipt import UNKNOWN, graph_receipt
-
-_FIELDS = {"node": str, "module": str, "operator": str, "macs": int, "requested": str, "delivered": str, "reason": str}
-
-
-def read_rows(folder: Path) -> tuple[LayerRow, ...] | None:
-    """Return the rows of the receipt.json in `folder`; None where there is none.
-
-    Raises: StageError when it is no such receipt.
-    """
-    file = folder / FILE
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StageError(f"cannot be read: {error}", where=str(file), hint=_REBUILD) from error
-    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA:
-        raise StageError(f"is no precision receipt of schema {SCHEMA}", where=str(file), hint=_REBUILD)
-    rows = document.get("layers")
-    if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
-        raise StageError("lacks or misstates its layers", where=str(file), hint=_REBUILD)
-    return tuple(LayerRow(**{name: row[name] for name in _FIELDS}) for row in rows)
-
-
-_REBUILD = "Build it again: optimize build RECIPE"
-
-
-def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
 
 
 def graph_rows(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
@@ -56,31 +19,3 @@ def graph_rows(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
 def _as_written(site: Site, kind: str) -> LayerRow:
     doubt = f"no less than this many: {site.reason}" if site.reason else ""
     return LayerRow(site.key, module_of(site.node), site.node.op_type, site.macs, kind, kind, doubt)
-
-
-def executed(layers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the precision of each ONNX node that an engine's layer table shows in a kernel of one product."""
-    found: dict[str, str] = {}
-    for layer in layers:
-        types = sorted((t["type"] for t in layer["inputs"] if t["type"] in NAMES), key=WIDTHS.index)
-        if types and str(layer["kind"]).lower() in MULTIPLIES:
-            found |= dict.fromkeys(layer["onnx_nodes"], NAMES[types[0]])
-    return found
-
-
-def as_executed(rows: Iterable[LayerRow], layers: Iterable[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
-    """Return a graph's rows with the precision that the engine built from it executes, and why that is another."""
-    kinds = executed(layers)
-    return tuple(_executed(row, kinds.get(row.node, row.delivered)) for row in rows)
-
-
-def _executed(row: LayerRow, kind: str) -> LayerRow:
-    if kind == row.delivered:
-        return row
-    told = f"the engine computes it in {kind} although the graph says {row.delivered}"
-    return replace(row, delivered=kind, reason="; ".join(filter(None, (row.reason, told))))
-
-
-def widest_first(rows: Iterable[LayerRow]) -> list[LayerRow]:
-    """Return the rows by their share of the work, the largest first; of equal ones in the graph's order."""
-    return sorted(rows, key=lambda row: -row.macs)

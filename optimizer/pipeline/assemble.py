@@ -76,7 +76,7 @@ def assemble(outcome: Outcome) -> Report:
         command=outcome.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         notes=(*outcome.notes, *_doubts(baseline, outcome), *_notes(outcome.measured)),
-        calibration=summaries(outcome.calibrated, outcome.subjects),
+        calibration=summaries(outcome.calibrated),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from optimizer.types import MAIN_FILE, Artifact
 if TYPE_CHECKING:
     from optimizer.calibration.doctor import Drift, Health
     from optimizer.calibration.table import CalibrationTable, TensorRange
-    from optimizer.pipeline.subject import Subject
 
 FOLDER = "calibration"
 _TABLE, _DIAGNOSIS = MAIN_FILE["calibration"], MAIN_FILE["diagnosis"]
@@ -70,15 +69,15 @@ def place(calibrated: Mapping[str, Calibrated], run: Path) -> None:
             shutil.copyfile(files.diagnosis, folder / _DIAGNOSIS)
 
 
-def summaries(calibrated: Mapping[str, Calibrated], subjects: Sequence[Subject]) -> dict[str, Calibration]:
+def summaries(calibrated: Mapping[str, Calibrated]) -> dict[str, Calibration]:
     """Return what the doctor says of every calibration, under the names that `of_steps` gave.
 
     Raises: StageError for a file that is no calibration table.
     """
-    return {name: _summary(name, files, _modules(name, subjects)) for name, files in calibrated.items()}
+    return {name: _summary(name, files) for name, files in calibrated.items()}
 
 
-def _summary(name: str, files: Calibrated, modules: Mapping[str, str]) -> Calibration:
+def _summary(name: str, files: Calibrated) -> Calibration:
     from optimizer.calibration.doctor import drift_sentences, findings, patients
     from optimizer.calibration.table import CalibrationTable
 
@@ -95,7 +94,7 @@ def _summary(name: str, files: Calibrated, modules: Mapping[str, str]) -> Calibr
         picked=dict(Counter(tensor.method for tensor in table.tensors.values()).most_common()),
         findings=tuple(findings(table)),
         drift=tuple(drift_sentences(drifts, samples)),
-        worst=tuple(_tensor(h, table, found.get(h.tensor), modules.get(h.tensor, "")) for h in worst),
+        worst=tuple(_tensor(h, table, found.get(h.tensor)) for h in worst),
         spared=table.spared,
         table=f"{FOLDER}/{name}/{_TABLE}",
     )
@@ -113,12 +112,12 @@ def _drifts(file: Path | None) -> tuple[list[Drift], int]:
     return found, document["evaluation_samples"]
 
 
-def _tensor(health: Health, table: CalibrationTable, drift: Drift | None, module: str) -> TensorCalibration:
+def _tensor(health: Health, table: CalibrationTable, drift: Drift | None) -> TensorCalibration:
     beyond = [f"{100 * drift.outside:.2g} % of the evaluation values outside"] if drift and drift.drifted else []
     moved = _moved(table.tensors[health.tensor]) if health.unsettled is None else health.unsettled
     return TensorCalibration(
         tensor=health.tensor,
-        module=module,
+        module=table.tensors[health.tensor].module,
         method=table.tensors[health.tensor].method,
         clipped=health.clipped,
         sqnr_db=health.sqnr_db,
@@ -132,17 +131,3 @@ def _moved(tensor: TensorRange) -> float | None:
     """Return the convergence by the one method that was followed, where another was picked in the end."""
     followed = next((found for found in tensor.methods.values() if found.earlier and found.magnitude > 0), None)
     return abs(followed.magnitude - followed.earlier[-1]) / followed.magnitude if followed else None
-
-
-def _modules(name: str, subjects: Sequence[Subject]) -> dict[str, str]:
-    """Return the module that makes each tensor, by a graph of the variant: quantizing keeps their names."""
-    variant = name.partition("@")[0]
-    graph = next((s.graph for s in subjects if s.variant == variant and s.graph is not None), None)
-    if graph is None:
-        return {}
-    import onnx
-
-    from optimizer.graph.modules import module_of
-
-    model = onnx.load(graph.file, load_external_data=False)
-    return {tensor: module_of(node) for node in model.graph.node for tensor in node.output}

@@ -25,7 +25,7 @@ def layer_table(subject: Subject) -> dict[str, Any]:
         return {}
     if not (graph.path / "receipt.json").is_file():
         return {}
-    from optimizer.graph.layer_table import as_executed, read_rows, widest_first
+    from optimizer.graph.layers import as_executed, read_rows, widest_first
 
     rows = read_rows(graph.path) or ()
     if subject.artifact.format == "engine":

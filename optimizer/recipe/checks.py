@@ -124,8 +124,9 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         defaults = {option: field.default for option, field in option_fields(words.variants[variant.precision]).items()}
         for option, (other, value) in words.dependencies(variant.precision).items():
             given = variant.options.get(other, defaults[other])
-            if option in variant.options and given != value:
-                text = f"has no effect with {other}: {shown(given)}; remove it, or write {other}: {value}"
+            values = value if isinstance(value, tuple) else (value,)
+            if option in variant.options and given not in values:
+                text = f"has no effect with {other}: {shown(given)}; remove it, or write {other}: {values[0]}"
                 problems.cross((*path, option), text, (*path, other), at_key=True)
         if variant.options.get("method") == "auto" and not words.chooses_method(variant.precision):
             text = f"{variant.precision} has no auto: name the method, all of them are found in the one pass"

@@ -192,7 +192,13 @@ class OnnxSession(Session):
         return on_device
 
     def _failure(self, error: Exception) -> StageError:
-        return StageError(f"onnxruntime failed while running: {_one_line(error)}", where=str(self._path))
+        lacks_memory = "allocate memory" in str(error) or "out of memory" in str(error).lower()
+        hint = "Take a smaller batch or a smaller max in the profile, or a machine with more memory."
+        return StageError(
+            f"onnxruntime failed while running: {_one_line(error)}",
+            where=str(self._path),
+            hint=hint if lacks_memory else None,
+        )
 
     def _alive(self) -> Any:
         if self._session is None:

@@ -26,8 +26,9 @@ class Calibrate(Stage):
     name: ClassVar[str] = "calibrate"
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "calibration"
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
-    depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", "percentile")}
+    depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", ("percentile", "auto"))}
 
     method: Literal["minmax", "percentile", "entropy", "mse", "auto"] = Field(
         "percentile", description="how the range of an activation is chosen"
@@ -47,9 +48,11 @@ class Calibrate(Stage):
 
         from optimizer.calibration.collect import Watch, collect, refuse_noise
         from optimizer.calibration.doctor import findings
+        from optimizer.graph.modules import module_of
         from optimizer.graph.quantize import activations
 
         model = onnx.load(sources["graph"].file)
+        modules = {tensor: module_of(node) for node in model.graph.node for tensor in node.output}
         # What is to be picked per tensor starts from one method for all.
         base: Method = "percentile" if self.method == "auto" else self.method
         earlier = _Earlier(base, self.percentile)
@@ -62,7 +65,7 @@ class Calibrate(Stage):
         )
         if not self.synthetic:
             refuse_noise(found)
-        table = self._table(found, earlier)
+        table = self._table(found, earlier, modules)
         table.write(workdir / self.main_file)
         context.note(f"{len(table.tensors)} activations over {found.samples} samples, {self.method}")
         if found.repeated:
@@ -70,7 +73,7 @@ class Calibrate(Stage):
         for sentence in findings(table):
             context.note(sentence)
 
-    def _table(self, found: Collected, earlier: _Earlier) -> CalibrationTable:
+    def _table(self, found: Collected, earlier: _Earlier, modules: Mapping[str, str]) -> CalibrationTable:
         from optimizer.calibration.doctor import examine
         from optimizer.calibration.estimators import estimates
         from optimizer.calibration.table import CalibrationTable, TensorRange
@@ -86,7 +89,8 @@ class Calibrate(Stage):
                 method: examine(histogram, estimate, earlier.magnitudes(name) if method == earlier.method else ())
                 for method, estimate in each[name].items()
             }
-            tensors[name] = TensorRange(histogram.minimum, histogram.maximum, histogram.total, earlier.method, methods)
+            seen_range = (histogram.minimum, histogram.maximum, histogram.total)
+            tensors[name] = TensorRange(*seen_range, earlier.method, methods, modules.get(name, ""))
         return CalibrationTable(self.method, self.percentile, found.samples, tensors, tuple(earlier.found))
 
 

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optimizer.errors import OptimizerError
+from optimizer.errors import OptimizerError, StageError
 from optimizer.isolated import run_isolated
 from optimizer.stage import Stage, StageContext, Tolerance
 from optimizer.types import Artifact, Format
 
 if TYPE_CHECKING:
+    from optimizer.graph.receipt import Receipt
     from optimizer.runtime.session import Session
 
 RECEIPT = "engine.json"  # beside the plan: what is known of it without a GPU
+
+# Types that are asked for to be faster: an engine that widens more than half of them has not been asked for.
+NARROW = ("int4", "int8", "fp8", "fp16", "bf16")
+_LEAST_DELIVERED = 0.5
 
 Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 
@@ -27,7 +32,7 @@ class Engine(Stage, ABC):
     """What both packages share; precision stands in the graph, and the network is strongly typed."""
 
     name: ClassVar[str] = "engine"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "engine"
     tolerance: ClassVar[Tolerance | None] = Tolerance(
@@ -76,8 +81,10 @@ class Engine(Stage, ABC):
 
     def _write_receipt(self, built: Mapping[str, Any], graph: Artifact, workdir: Path) -> None:
         from optimizer.graph.engine_receipt import engine_receipt
+        from optimizer.graph.receipt import graph_receipt
 
         receipt = engine_receipt(graph.file, built["layers"])
+        _check_delivered(graph_receipt(graph.file).shares, receipt, self.name)
         document = {
             "schema_version": 1,
             "package": built["package"],
@@ -115,6 +122,22 @@ class Engine(Stage, ABC):
         if built_for and here not in built_for:
             return f"the engine is for compute capability {', '.join(built_for)}, and the GPU here has {here}"
         return TensorRTSession(output.file, package=self.package, device="cuda:0")
+
+
+def _check_delivered(asked: Mapping[str, float], receipt: Receipt, where: str) -> None:
+    """Refuse an engine that computes less than half of what its graph asks for in a narrow type.
+
+    Raises: StageError, naming both shares and what the layer table says.
+    """
+    for kind in NARROW:
+        wanted, found = asked.get(kind, 0.0), receipt.shares.get(kind, 0.0)
+        if found < wanted * _LEAST_DELIVERED:
+            raise StageError(
+                f"the engine computes {found:.1%} of the multiply-accumulates in {kind}, its graph asks for "
+                f"{wanted:.1%}: {'; '.join(receipt.notes[:3]) or 'its layer table shows other types'}",
+                where=where,
+                hint="Leave this target out of the variant (targets:), or keep: those layers in float.",
+            )
 
 
 class EngineTensorRT(Engine):

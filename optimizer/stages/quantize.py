@@ -61,7 +61,8 @@ class Quantize(Stage):
 
         from optimizer.calibration.table import CalibrationTable
         from optimizer.graph.files import save_model
-        from optimizer.graph.layer_receipt import FILE, document, layer_rows
+        from optimizer.graph.layer_receipt import document, layer_rows
+        from optimizer.graph.layers import FILE
         from optimizer.graph.quantize import quantize, summarize
 
         table = CalibrationTable.read(sources["table"].file)

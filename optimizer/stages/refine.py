@@ -52,7 +52,7 @@ class Refine(Stage):
 
         from optimizer.calibration.learn import Learning, refine
         from optimizer.graph.files import save_model
-        from optimizer.graph.layer_receipt import FILE
+        from optimizer.graph.layers import FILE
 
         quantized, float32 = (onnx.load(sources[role].file) for role in ("graph", "float32"))
         with self.open_parent(sources) as reference:

@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 SCREENS = Path(__file__).parent.parent / "fixtures" / "screens"
 MOST_LINES = 15
 FINISHED = re.compile(r"^\S+ +(built|reused|measured)\b")
 PROGRESS = re.compile(r"^\S+ +(built|reused|measured|failed)\b")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A bad input, the exit code, and the words that its screen must have."""
+
+    change: Callable[[Path], None]
+    code: int
+    says: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.change.__name__
 
 
 def outcomes(screen: str) -> dict[str, str]:
@@ -51,3 +67,12 @@ def check_short(stderr: str) -> None:
     assert len(set(told)) == len(told), "something is said twice"
     for log in re.findall(r"log: (\S+)", stderr):
         assert Path(log).is_file()
+
+
+def check_bad(bad: Bad, stderr: str, returncode: int, home: Path, folder: Path) -> None:
+    """Hold what a build said and how it ended against what this bad input must get."""
+    assert returncode == bad.code, stderr
+    check_short(stderr)
+    for words in bad.says:
+        assert words in stderr
+    check_screen(bad.name, plain(stderr, home, folder))

@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from optimizer.environment import has_nvidia_device, installed
 from tests.e2e.conftest import run_optimize
-from tests.e2e.screens import check_screen, check_short, plain
+from tests.e2e.screens import Bad, check_bad, check_short
 from tests.e2e.tiny import edit
 
 pytestmark = pytest.mark.usefixtures("stays_whole")
@@ -152,20 +150,6 @@ def exported_with_a_fixed_batch(folder: Path) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Bad:
-    """A bad input, the exit code, and the words that its screen must have."""
-
-    change: Callable[[Path], None]
-    code: int
-    says: tuple[str, ...]
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.change.__name__
-
-
 def device_that_is_not_here(folder: Path) -> None:
     """Nothing: the arguments are what is wrong."""
 
@@ -214,12 +198,8 @@ def test_bad_input_gets_its_exit_code_and_says_what_to_do(bad: Bad, folder: Path
         pytest.skip("tensorrt is installed")
     bad.change(folder)
     done = run_optimize("build", "recipe.yaml", *bad.arguments, home=warm_home, cwd=folder)
-    assert done.returncode == bad.code, done.stderr
-    check_short(done.stderr)
-    for words in bad.says:
-        assert words in done.stderr
+    check_bad(bad, done.stderr, done.returncode, warm_home, folder)
     assert not (folder / "ran").exists()  # what the pickle would have run
-    check_screen(bad.name, plain(done.stderr, warm_home, folder))
 
 
 def test_what_tensorrt_cannot_parse_does_not_stop_the_other_candidates(folder: Path, warm_home: Path) -> None:

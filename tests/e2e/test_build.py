@@ -136,7 +136,7 @@ def test_an_unchanged_build_reuses_everything_and_loads_nothing_heavy(built: Bui
 def test_plan_says_what_would_be_reused(built: Build) -> None:
     done = run_optimize("plan", built.recipe, home=built.home)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1].endswith("10 stages: 10 to reuse, 0 to build")
+    assert done.stdout.splitlines()[-1].endswith("11 stages: 11 to reuse, 0 to build")
 
 
 @pytest.fixture

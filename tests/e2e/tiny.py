@@ -65,13 +65,13 @@ measure: {batches: [1, 4], seconds: 0.2}
 """
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, model_text: str = MODEL) -> Path:
     """Write the recipe and everything it names; return the path of recipe.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("model.py", MODEL), ("data.py", DATA), ("recipe.yaml", RECIPE)):
+    for name, text in (("model.py", model_text), ("data.py", DATA), ("recipe.yaml", RECIPE)):
         (folder / name).write_text(text)
     space: dict[str, type] = {}
-    exec(MODEL, space)
+    exec(model_text, space)
     torch.manual_seed(0)
     model = space["Tiny"]()
     pictures, labels = load_digits(return_X_y=True)

@@ -10,8 +10,7 @@ from optimizer.calibration.doctor import document, drift
 from optimizer.calibration.histogram import RunningHistogram
 from optimizer.calibration.table import CalibrationTable, MethodRange, TensorRange
 from optimizer.errors import StageError
-from optimizer.graph.layer_receipt import LayerRow
-from optimizer.graph.layer_table import as_executed, executed, read_rows
+from optimizer.graph.layers import LayerRow, as_executed, executed, read_rows
 from optimizer.pipeline.calibration import Calibrated, of_run, of_steps, place, summaries
 from optimizer.pipeline.layers import layer_table
 from optimizer.pipeline.subject import Subject
@@ -52,7 +51,7 @@ def made(tmp_path):
 
 
 def test_the_summary_tells_findings_drift_and_the_worst_tensors_first(made):
-    summary = summaries(of_steps(made), [])["int8"]
+    summary = summaries(of_steps(made))["int8"]
     assert (summary.method, summary.samples, summary.tensors, summary.picked) == (
         "percentile",
         256,
@@ -76,7 +75,7 @@ def test_a_table_chosen_for_a_dialect_stands_for_the_one_it_was_chosen_from(made
     replace(found, spared=("conv1",)).write(folder / "table.json")
     calibrated = of_steps({**made, "int8@cpu/choose": Artifact("calibration", folder, "3")})
     assert calibrated == {"int8@cpu": Calibrated(folder / "table.json", tmp_path / "diagnosis" / "diagnosis.json")}
-    summary = summaries(calibrated, [])["int8@cpu"]
+    summary = summaries(calibrated)["int8@cpu"]
     assert (summary.method, summary.picked) == ("auto", {"percentile": 2, "mse": 1})
     assert summary.spared == ("conv1",)
     assert [row.convergence for row in summary.worst] == [0.0, 0.0, 0.0]
@@ -84,7 +83,7 @@ def test_a_table_chosen_for_a_dialect_stands_for_the_one_it_was_chosen_from(made
 
 def test_convergence_of_a_picked_method_is_that_of_the_one_that_was_followed(tmp_path):
     table(a=tensor(4.0, method="mse")).write(tmp_path / "table.json")
-    (row,) = summaries({"int8": Calibrated(tmp_path / "table.json", None)}, [])["int8"].worst
+    (row,) = summaries({"int8": Calibrated(tmp_path / "table.json", None)})["int8"].worst
     assert (row.convergence, row.outside, row.method) == (0.5, None, "mse")
 
 
@@ -95,8 +94,8 @@ def test_a_run_keeps_its_calibrations_and_the_next_one_says_the_same(made, tmp_p
     place(of_steps(made), run)
     assert not stale.exists()
     place(of_run(run), again)
-    assert summaries(of_run(again), []) == summaries(of_steps(made), [])
-    assert (again / summaries(of_run(again), [])["int8"].table).is_file()
+    assert summaries(of_run(again)) == summaries(of_steps(made))
+    assert (again / summaries(of_run(again))["int8"].table).is_file()
 
 
 def test_without_int8_there_is_no_calibration(tmp_path):

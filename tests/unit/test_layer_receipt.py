@@ -12,7 +12,8 @@ from quantization_graphs import attention, build, pictures, ranges_of, sequences
 
 from optimizer.calibration.estimators import Estimate
 from optimizer.graph.engine_receipt import engine_receipt
-from optimizer.graph.layer_receipt import LayerRow, document, layer_rows
+from optimizer.graph.layer_receipt import document, layer_rows
+from optimizer.graph.layers import LayerRow
 from optimizer.graph.modules import MODULE
 from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import Quantized, quantize
