@@ -40,6 +40,9 @@ _HELD_OUT, _MOST_HELD_OUT = 8, 64
 _MOST_CORRECTING = 128
 # The interpretation in torch against itself in another order of summation; a wrong operator differs in the first digit.
 _AGREES_DB = 60.0
+_HINT = "Take learning out of the variant's options: rounding: nearest. Please report the model."
+# A scale that is learned stays above this share of what calibration found: it must not reach zero.
+_LEAST_SCALE = 0.1
 
 Feed = Mapping[str, Array]
 Progress = Callable[[int, int], None]
@@ -74,9 +77,8 @@ def refine(
 ) -> Refined:
     """Change the constants of `quantized`, in place, so that its outputs come closer to those of `float32`.
 
-    `reference` executes `float32`: torch's reading of the graph is held against it first.
-
-    What does not improve held-out samples is not kept.
+    `reference` executes `float32`: torch's reading of the graph is held against it first. What does not improve
+    held-out samples is not kept. A graph of fixed batch gets its last batch filled with samples of the same.
     Memory: what a batch's activations and their gradients take, by a budget; samples are read again in every pass.
     Numeric: deterministic for a number of threads. Raises: StageError for an operator without a known gradient, too few
     samples, or a graph without a float output.
@@ -92,19 +94,24 @@ def refine(
         )
     rest = order[len(held) :]
     with _threads():
-        size = _batch_size(pair.float32, _feed(samples, rest[:1]))
-        judged = list(_batches(samples, groups, held, size))
-        pair.check_reading(reference, judged[0])
+        fixed = next((s.shape[0] for s in reference.inputs if s.shape and isinstance(s.shape[0], int)), None)
+        first = next(_batches(samples, groups, rest, fixed or 1, fixed))
+        pair.check_reading(reference, first)
+        size = fixed or _batch_size(pair.float32, first)
+        judged = list(_batches(samples, groups, held, size, fixed))
         before = pair.sqnr_db(judged)
         if how.correct_biases:
-            _correct_biases(pair, next(_batches(samples, groups, rest, min(size * _KEPT, _MOST_CORRECTING))))
+            _correct_biases(
+                pair, next(_batches(samples, groups, rest, fixed or min(size * _KEPT, _MOST_CORRECTING), fixed))
+            )
         optimizer, schedule = _optimizer(pair, how.passes * math.ceil(len(rest) / size))
         for number in range(how.passes):
             shuffled = np.random.default_rng(number + 1).permutation(rest)
-            for feed in _batches(samples, groups, shuffled, size):
+            for feed in _batches(samples, groups, shuffled, size, fixed):
                 optimizer.zero_grad()
                 pair.loss(feed).backward()
                 optimizer.step()
+                pair.bound_scales()
                 schedule.step()
             progress(number + 1, how.passes)
         after = pair.sqnr_db(judged)
@@ -156,8 +163,14 @@ class _Pair:
         import torch
 
         expected = reference.infer(feed)
-        with torch.no_grad():
-            found = self.float32.run(feed)
+        try:
+            with torch.no_grad():
+                found = self.float32.run(feed)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise StageError(
+                f"the float32 graph cannot be read in torch: {said}", where="learning", hint=_HINT
+            ) from error
         for name in self.outputs:
             exact, read = expected[name].astype(np.float64), found[name].numpy().astype(np.float64)
             noise = float(((exact - read) ** 2).sum())
@@ -165,8 +178,13 @@ class _Pair:
                 raise StageError(
                     f"output '{name}' of the float32 graph comes out otherwise in torch than in onnxruntime",
                     where="learning",
-                    hint="Take learning out of the variant's options: rounding: nearest. Please report the model.",
+                    hint=_HINT,
                 )
+
+    def bound_scales(self) -> None:
+        """Keep every learned scale well above zero."""
+        for name in self.learnable.scales:
+            self.parameters[name].data.clamp_(min=_LEAST_SCALE * float(self.quantized.constants[name]))
 
     def loss(self, feed: Feed) -> Any:
         """Return the sum over the outputs of squared error by power: one output's unit is not another's."""
@@ -237,7 +255,9 @@ def _groups(samples: Samples) -> list[tuple[tuple[int, ...], ...]]:
     return [tuple(array.shape for array in samples[i].inputs.values()) for i in range(len(samples))]
 
 
-def _batches(samples: Samples, shapes: Sequence[Any], chosen: Sequence[int] | Array, size: int) -> Iterator[Feed]:
+def _batches(
+    samples: Samples, shapes: Sequence[Any], chosen: Sequence[int] | Array, size: int, fixed: int | None = None
+) -> Iterator[Feed]:
     """Yield the chosen samples in batches of one shape, in their order as far as shapes allow."""
     waiting: dict[Any, list[int]] = {}
     for index in map(int, chosen):
@@ -246,7 +266,7 @@ def _batches(samples: Samples, shapes: Sequence[Any], chosen: Sequence[int] | Ar
         if len(group) == size:
             yield _feed(samples, waiting.pop(shapes[index]))
     for group in waiting.values():
-        yield _feed(samples, group)
+        yield _feed(samples, [group[i % len(group)] for i in range(fixed or len(group))])
 
 
 def _feed(samples: Samples, indices: Sequence[int] | Array) -> Feed:

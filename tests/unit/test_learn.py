@@ -189,3 +189,23 @@ def test_a_graph_that_torch_reads_otherwise_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(differentiable, "OPERATORS", wrong)
     with pytest.raises(StageError, match=r"output 'y' of the float32 graph comes out otherwise in torch"):
         learn(quantized(tmp_path, "tensorrt"), tmp_path)
+
+
+def test_a_graph_of_fixed_batch_learns_in_that_batch(tmp_path: Path) -> None:
+    def fixed(model: onnx.ModelProto) -> onnx.ModelProto:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 4
+        return model
+
+    model = fixed(quantized(tmp_path, "tensorrt"))
+    onnx.save(fixed(float32()), tmp_path / "reference.onnx")
+    with OnnxSession(tmp_path / "reference.onnx") as reference:
+        found = refine(
+            model,
+            fixed(float32()),
+            samples(42, 1),  # 37 to learn from and 5 held out: neither is a multiple of 4
+            reference=reference,
+            how=Learning(1, True),
+            progress=lambda *_: None,
+        )
+    assert (found.learned_on, found.held_out) == (37, 5)
