@@ -57,9 +57,7 @@ BATCH = 100
 # name -> options of the int8 variant
 OURS: dict[str, dict[str, Any]] = {
     "percentile": {},
-    "auto": {"method": "auto"},
     "float_share": {"float_share": 0.05},
-    "learned": {"rounding": "learned"},
     "float_share, learned": {"float_share": 0.05, "rounding": "learned"},
     "residuals int8": {"residuals": "int8"},
     "residuals, fs., learned": {"residuals": "int8", "float_share": 0.05, "rounding": "learned"},
@@ -159,10 +157,10 @@ def modelopt_quantized(
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1][:300])
 
 
-def parts(pictures: Any) -> Iterator[Any]:
-    """Yield the pictures in batches."""
-    for start in range(0, len(pictures), BATCH):
-        yield pictures[start : start + BATCH]
+def parts(pictures: Any, size: int = BATCH) -> Iterator[Any]:
+    """Yield the pictures in batches; onnxruntime's histograms take no smaller last one."""
+    for start in range(0, len(pictures), size):
+        yield pictures[start : start + size]
 
 
 def logits(graph: pathlib.Path, pictures: Any, dialect: str) -> Any:
@@ -226,7 +224,7 @@ def rows_of(model: str, data: str, count: int, python: str, folder: pathlib.Path
                 if tool == "optimize":
                     target = bench.variant(graph, OURS[name], dialect).file
                 elif tool == "onnxruntime":
-                    onnxruntime_quantized(name, dialect, graph.file, target, [{"image": p} for p in parts(calibration)])
+                    onnxruntime_quantized(name, dialect, graph.file, target, [{"image": p} for p in parts(calibration, 64)])
                 else:
                     modelopt_quantized(python, name, graph.file, target, {"image": calibration})
                 seconds = time.perf_counter() - started
