@@ -224,7 +224,8 @@ def rows_of(model: str, data: str, count: int, python: str, folder: pathlib.Path
                 if tool == "optimize":
                     target = bench.variant(graph, OURS[name], dialect).file
                 elif tool == "onnxruntime":
-                    onnxruntime_quantized(name, dialect, graph.file, target, [{"image": p} for p in parts(calibration, 64)])
+                    feeds = [{"image": part} for part in parts(calibration, 64)]
+                    onnxruntime_quantized(name, dialect, graph.file, target, feeds)
                 else:
                     modelopt_quantized(python, name, graph.file, target, {"image": calibration})
                 seconds = time.perf_counter() - started

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from optimizer.graph.index import GraphIndex
 from optimizer.graph.learnable import shared_scales
 from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import Quantized
+from optimizer.graph.sharing import Span
 from optimizer.runtime.onnx import OnnxSession
 
 # Below this a difference of the outputs' SQNR is noise of the few samples.
@@ -87,7 +88,8 @@ def choose(
     single = max(judged, key=lambda method: judged[method])
     if db < judged[single] + _GAIN_DB:
         choice, db = dict.fromkeys(trials.roots, single), judged[single]
-    return Chosen({**dict.fromkeys(table.tensors, single), **choice}, db, judged, len(judging))
+    each = {name: method for root, method in choice.items() for name in trials.group(root)}
+    return Chosen({**dict.fromkeys(table.tensors, single), **each}, db, judged, len(judging))
 
 
 class _Trials:
@@ -104,6 +106,7 @@ class _Trials:
         self.methods: tuple[str, ...] = tuple(next(iter(table.tensors.values())).methods)
         self.references: dict[int, list[dict[str, Array]]] = {}
         self._float32 = float32
+        self._groups = quantized.groups
         self._folder = tempfile.TemporaryDirectory(prefix="choose-")
         model = onnx.ModelProto()
         model.CopyFrom(quantized.model)
@@ -125,6 +128,10 @@ class _Trials:
         """Return the choice of one method for all tensors."""
         return dict.fromkeys(self.roots, method)
 
+    def group(self, root: str) -> Sequence[str]:
+        """Return the tensors that share this one's scale, itself included: they share its method, too."""
+        return self._groups.get(root, (root,))
+
     def alternatives(self, root: str, current: str) -> list[str]:
         """Return the other methods whose range for this tensor differs from the current one's and from each other's."""
         tensor = self.table.tensors[root]
@@ -140,7 +147,7 @@ class _Trials:
         """Return the SQNR of the float outputs against the float32 graph, in dB."""
         feed: dict[str, Array] = {}
         for root, method in choice.items():
-            affine = self.affine(self.table.tensors[root].methods[method])
+            affine = self.affine(Span.over([self.table.tensors[name].methods[method] for name in self.group(root)]))
             scale, zero_point = self.parameters[root]
             feed[scale] = np.asarray(affine.scale, dtype=np.float32)
             feed[zero_point] = np.asarray(affine.zero_point, dtype=affine.dtype)

@@ -24,6 +24,9 @@ MAGNITUDES, VALUES = 128, 256
 # Candidates examined at a time: their levels stay in the processor's cache.
 _BLOCK = 256
 _ROUNDS = 2
+# Of discrete values (pixels, counts) the bins between are empty and any threshold represents what it keeps exactly: the
+# divergence, in which all that is clipped counts as one bin, is zero for it. So no more than this share is clipped.
+MOST_CLIPPED = 0.01
 FEWEST_BINS = 2048
 
 
@@ -32,7 +35,7 @@ def best_threshold(counts: Floats) -> int:
     used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
     if used <= MAGNITUDES:
         return used
-    candidates = np.arange(MAGNITUDES, used + 1)
+    candidates = np.arange(max(MAGNITUDES, _fewest(counts)), used + 1)
     return int(candidates[np.argmin(divergences(counts, candidates, MAGNITUDES))])
 
 
@@ -66,8 +69,13 @@ def _best_side(counts: Floats, fixed: int) -> int:
     used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
     if used <= max(VALUES, fixed):
         return max(used - fixed, 0)
-    candidates = np.arange(max(VALUES, fixed + 1), used + 1)
+    candidates = np.arange(max(VALUES, fixed + 1, _fewest(counts)), used + 1)
     return int(candidates[np.argmin(divergences(counts, candidates, VALUES))]) - fixed
+
+
+def _fewest(counts: Floats) -> int:
+    """Return how many bins hold all but MOST_CLIPPED of the values."""
+    return int(np.searchsorted(np.cumsum(counts), counts.sum() * (1.0 - MOST_CLIPPED))) + 1
 
 
 def divergences(counts: Floats, candidates: Ints, levels: int) -> Floats:

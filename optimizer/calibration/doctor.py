@@ -21,8 +21,10 @@ CLIPPED = 0.01
 # Below this a tensor alone spoils what depends on it; a normal distribution leaves about 40 dB.
 POOR_DB = 20.0
 # Evaluation values beyond the calibrated extremes: more of them, or further out, than as many samples again would show.
-OUTSIDE = 1e-4
+OUTSIDE = 1e-3
 BEYOND = 1.25
+# Evaluation values that use less of the calibrated range than this are scaled otherwise, or other data.
+IDLE = 0.25
 _STATES = ("dead", "constant", "live")
 
 
@@ -177,10 +179,17 @@ def drift_sentences(found: list[Drift], samples: int) -> Iterator[str]:
     yield f"{samples} evaluation samples: {share} outside the calibrated extremes"
     drifted = [d for d in found if d.drifted]
     reach = max((d.reach for d in drifted if d.reach is not None), default=0.0)
+    far = f", up to {reach:.3g} times as far" if reach > BEYOND else ""
     yield from _named(
         [d.tensor for d in drifted],
-        f"leave their calibrated range on evaluation data, up to {reach:.3g} times as large: "
-        "the calibration data does not cover it",
+        f"beyond the calibrated range on evaluation data{far}: the calibration data does not cover it",
+    )
+    narrow = [d for d in found if d.reach is not None and d.reach < IDLE]
+    least = min((d.reach for d in narrow if d.reach is not None), default=0.0)
+    yield from _named(
+        [d.tensor for d in narrow],
+        f"far within the calibrated range on evaluation data, which uses {least:.2g} of it at least: "
+        "is the calibration data scaled as the evaluation data is?",
     )
 
 

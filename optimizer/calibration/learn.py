@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,9 +103,9 @@ def refine(
         before = pair.sqnr_db(judged)
         if how.correct_biases:
             _correct_biases(
-                pair, next(_batches(samples, groups, rest, fixed or min(size * _KEPT, _MOST_CORRECTING), fixed))
+                pair, _largest_group(samples, groups, rest, fixed or min(size * _KEPT, _MOST_CORRECTING), fixed)
             )
-        optimizer, schedule = _optimizer(pair, how.passes * math.ceil(len(rest) / size))
+        optimizer, schedule = _optimizer(pair, how.passes * _steps(groups, rest, size))
         for number in range(how.passes):
             shuffled = np.random.default_rng(number + 1).permutation(rest)
             for feed in _batches(samples, groups, shuffled, size, fixed):
@@ -174,7 +175,8 @@ class _Pair:
         for name in self.outputs:
             exact, read = expected[name].astype(np.float64), found[name].numpy().astype(np.float64)
             noise = float(((exact - read) ** 2).sum())
-            if expected[name].dtype.kind == "f" and noise > 10 ** (-_AGREES_DB / 10) * float((exact**2).sum()):
+            limit = 10 ** (-_AGREES_DB / 10) * float((exact**2).sum())
+            if expected[name].dtype.kind == "f" and not noise <= limit:  # NaN is no agreement
                 raise StageError(
                     f"output '{name}' of the float32 graph comes out otherwise in torch than in onnxruntime",
                     where="learning",
@@ -267,6 +269,18 @@ def _batches(
             yield _feed(samples, waiting.pop(shapes[index]))
     for group in waiting.values():
         yield _feed(samples, [group[i % len(group)] for i in range(fixed or len(group))])
+
+
+def _steps(shapes: Sequence[Any], chosen: Array, size: int) -> int:
+    """Return how many batches a pass makes: only samples of one shape share one."""
+    return sum(math.ceil(count / size) for count in Counter(shapes[int(i)] for i in chosen).values())
+
+
+def _largest_group(samples: Samples, shapes: Sequence[Any], chosen: Array, size: int, fixed: int | None) -> Feed:
+    """Return a batch of the shape that most of the samples have."""
+    common = Counter(shapes[int(i)] for i in chosen).most_common(1)[0][0]
+    alike = [int(i) for i in chosen if shapes[int(i)] == common]
+    return next(_batches(samples, shapes, alike, size, fixed))
 
 
 def _feed(samples: Samples, indices: Sequence[int] | Array) -> Feed:

@@ -187,7 +187,9 @@ def _uniform_ids(parts: list[npt.NDArray[np.int64]]) -> bool:
     if distinct < _GROUPS:
         return False
     chances = np.diff(-(-np.arange(_GROUPS + 1) * values // _GROUPS)) / values
-    counts = np.bincount(ids * _GROUPS // values, minlength=_GROUPS)
+    # By way of float64: ids that were hashed fill 64 bits.
+    groups = np.minimum((ids.astype(np.float64) * (_GROUPS / values)).astype(np.int64), _GROUPS - 1)
+    counts = np.bincount(groups, minlength=_GROUPS)
     expected = chances * ids.size
     statistic = float(((counts - expected) ** 2 / expected).sum())
     if abs(statistic - (_GROUPS - 1)) > (_LIMIT + 1) * np.sqrt(2.0 * (_GROUPS - 1)):

@@ -20,6 +20,7 @@ from optimizer.runtime.session import Session
 _BATCH = 16
 # Samples that choose, and as many others that judge the choice.
 MOST_SAMPLES = 128
+FEWEST_SAMPLES = 8
 
 
 class Picked(Samples):
@@ -39,9 +40,9 @@ class Picked(Samples):
 def halves(samples: Samples, what: str) -> tuple[Picked, Picked]:
     """Return samples to choose by and as many others to judge by, spread over all of them.
 
-    Raises: StageError for fewer than two.
+    Raises: StageError for fewer than eight.
     """
-    if len(samples) < 2:
+    if len(samples) < FEWEST_SAMPLES:
         raise StageError(
             f"{what} needs samples to choose by and others to judge by; there are {len(samples)}",
             where="calibration data",

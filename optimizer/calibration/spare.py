@@ -14,6 +14,8 @@ import onnx
 from optimizer.calibration.probe import mean_sqnr_db, outputs
 from optimizer.data.samples import Array, Samples
 from optimizer.graph.cost import count
+from optimizer.graph.index import node_key
+from optimizer.graph.quantizable import COMPUTE
 from optimizer.graph.quantize import Quantized
 
 # Below this a difference of the outputs' SQNR is noise of the few samples.
@@ -68,7 +70,10 @@ def spare(
     whole = quantize(())
     macs = count(float32).macs
     total = sum(macs.values())
-    candidates = [name for name, work in macs.items() if name not in whole.left and 0 < work <= budget * total]
+    layers = {node_key(node) for node in float32.graph.node if node.op_type in COMPUTE} - whole.left.keys()
+    candidates = [name for name, work in macs.items() if name in layers and 0 < work <= budget * total]
+    if len(layers) < 2:
+        candidates = []  # there would be nothing left to quantize
     base = _error(reference, outputs(whole.model, choosing))
     gains: dict[str, float] = {}
     for number, name in enumerate(candidates):
@@ -76,7 +81,7 @@ def spare(
         progress(number + 1, len(candidates))
     spared = _greedy(sorted(candidates, key=lambda n: gains[n] / macs[n], reverse=True), gains, macs, budget * total)
     taken: list[str] = []
-    for name in spared:
+    for name in spared[: len(layers) - 1]:
         now = share_of_error((*taken, name))
         if now < base * 10 ** (-_NOISE_DB / 10):
             taken.append(name)

@@ -97,7 +97,7 @@ def quantize_blocks(model: onnx.ModelProto, keep: Sequence[str] = (), block: int
     kept = match(keep, model.graph.node, _WHERE)
     raised = raise_opset(model, MINIMUM_OPSET, _WHERE, "4-bit integers with block scales")
     index = typed_index(model)
-    layers = examine_all(index, kept)
+    layers = examine_all(index, kept, weights_only=True)
     writer = _BlockWriter(index, Placement(), {})
     chosen = []
     for found in layers.candidates:

@@ -8,8 +8,15 @@ from typing import Any
 
 import onnx
 
-from optimizer.graph.layers import MULTIPLIES, NAMES, WIDTHS
 from optimizer.graph.receipt import Receipt, graph_receipt
+
+# From narrow to wide.
+NAMES = {"Int4": "int4", "Int8": "int8", "FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
+WIDTHS = list(NAMES)
+# Kernels of one product, with what is fused around it; in others (attention as one kernel) several products meet.
+MULTIPLIES = frozenset(
+    {"correlation", "convolution", "deconv", "deconvolution", "gemm", "matmul", "matrix multiply", "runtime_fusion"}
+)
 
 
 def engine_receipt(model: Path | onnx.ModelProto, layers: Iterable[Mapping[str, Any]]) -> Receipt:

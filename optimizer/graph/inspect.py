@@ -144,7 +144,7 @@ def _engine_nodes(about: Document, file: Path) -> list[Document]:
     if graph is None:
         return []
     rows: tuple[LayerRow, ...] = _receipt(graph.parent) or graph_rows(onnx.load(graph, load_external_data=False))
-    return [asdict(row) for row in as_executed(rows, about.get("layers", ()))]
+    return [asdict(row) for row in as_executed(rows, about.get("executed", {}), "the engine")]
 
 
 def _graphs(about: Document, file: Path) -> Iterable[Path]:

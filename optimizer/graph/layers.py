@@ -6,19 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from optimizer.errors import StageError
 
 SCHEMA = 1
 FILE = "receipt.json"
-# From narrow to wide.
-NAMES = {"Int4": "int4", "Int8": "int8", "FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
-WIDTHS = list(NAMES)
-# Kernels of one product, with what is fused around it; in others (attention as one kernel) several products meet.
-MULTIPLIES = frozenset(
-    {"correlation", "convolution", "deconv", "deconvolution", "gemm", "matmul", "matrix multiply", "runtime_fusion"}
-)
 _FIELDS = {"node": str, "module": str, "operator": str, "macs": int, "requested": str, "delivered": str, "reason": str}
 _REBUILD = "Build it again: optimize build RECIPE"
 
@@ -60,26 +52,15 @@ def _is_row(row: object) -> bool:
     return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
 
 
-def executed(layers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the precision of each ONNX node that an engine's layer table shows in a kernel of one product."""
-    found: dict[str, str] = {}
-    for layer in layers:
-        types = sorted((t["type"] for t in layer["inputs"] if t["type"] in NAMES), key=WIDTHS.index)
-        if types and str(layer["kind"]).lower() in MULTIPLIES:
-            found |= dict.fromkeys(layer["onnx_nodes"], NAMES[types[0]])
-    return found
+def as_executed(rows: Iterable[LayerRow], executed: Mapping[str, str], who: str) -> tuple[LayerRow, ...]:
+    """Return a graph's rows with the precision by node that `who` executes, and why that is another."""
+    return tuple(_executed(row, executed.get(row.node, row.delivered), who) for row in rows)
 
 
-def as_executed(rows: Iterable[LayerRow], layers: Iterable[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
-    """Return a graph's rows with the precision that the engine built from it executes, and why that is another."""
-    kinds = executed(layers)
-    return tuple(_executed(row, kinds.get(row.node, row.delivered)) for row in rows)
-
-
-def _executed(row: LayerRow, kind: str) -> LayerRow:
+def _executed(row: LayerRow, kind: str, who: str) -> LayerRow:
     if kind == row.delivered:
         return row
-    told = f"the engine computes it in {kind} although the graph says {row.delivered}"
+    told = f"{who} computes it in {kind} although the graph says {row.delivered}"
     return replace(row, delivered=kind, reason="; ".join(filter(None, (row.reason, told))))
 
 

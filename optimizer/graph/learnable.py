@@ -63,7 +63,9 @@ def find(quantized: onnx.ModelProto, float32: onnx.ModelProto) -> Learnable:
         if weight.output[0] not in seen:
             seen.add(weight.output[0])
             before = floats.get(node_key(node))
-            known = before is not None and original.is_constant(before.input[1])
+            # A stack of matrices has scale 1 here, its columns' scales stand behind the product: its integers count.
+            stacked = not index.dims(weight.input[1])
+            known = before is not None and original.is_constant(before.input[1]) and not stacked
             value = original.constant(before.input[1]) if known and before is not None else _dequantized(index, weight)
             axis = int(attribute(weight, "axis", 1)) % value.ndim
             found.weights.append(QuantizedWeight(weight.output[0], *_constants(weight), axis, value.astype(np.float32)))
@@ -97,13 +99,23 @@ def _bias(index: GraphIndex, node: onnx.NodeProto) -> Bias | None:
         return None
     if index.is_constant(name):
         value = index.constant(name)
-        plain = value.ndim == 1 and value.dtype == np.float32 and len(index.readers[name]) == 1
+        stored = any(tensor.name == name for tensor in index.graph.initializer)
+        whole = value.shape == (_channels(index, node),) and attribute(node, "beta", 1.0) == 1.0
+        plain = stored and whole and value.dtype == np.float32 and len(index.readers[name]) == 1
         return Bias(name, value, node_key(adder)) if plain else None
     made = index.producers.get(name)
     if made is None or made.op_type != "DequantizeLinear" or not index.is_constant(made.input[0]):
         return None
     alone = len(index.readers[name]) == 1
     return Bias(name, _dequantized(index, made), node_key(node), made.input[0], made.input[1]) if alone else None
+
+
+def _channels(index: GraphIndex, node: onnx.NodeProto) -> int:
+    """Return how many values a bias has that belong to one output channel each."""
+    dims = index.dims(index.producers[node.input[1]].input[0])
+    if node.op_type == "ConvTranspose":
+        return dims[1] * int(attribute(node, "group", 1))
+    return dims[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else dims[-1]
 
 
 def shared_scales(index: GraphIndex) -> list[str]:

@@ -11,6 +11,7 @@ from optimizer.graph.facts import GraphFacts
 from optimizer.graph.formats import NarrowFormat
 from optimizer.graph.index import attribute
 from optimizer.graph.magnitudes import Judgement, Measured
+from optimizer.graph.typed import infer_types
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -27,6 +28,8 @@ def refuse_interface(facts: GraphFacts, narrow: NarrowFormat, measured: Measured
             if facts.types.get(value.name) != FLOAT:
                 continue
             fault = judgement.fault(value.name)
+            if value.name in facts.initializers:
+                fault = "is a constant, which nothing computes"
             if value.name in facts.captured:
                 fault = "is read inside a subgraph, which stays float32"
             if fault:
@@ -42,6 +45,7 @@ def narrow_interface(model: onnx.ModelProto, narrow: NarrowFormat) -> int:
 
     A Cast at the edge disappears; where a float32 node reads an input or writes an output, one appears.
     """
+    types = GraphFacts(infer_types(model)).types
     nodes = list(model.graph.node)
     before = len(nodes)
     public = {value.name for value in (*model.graph.input, *model.graph.output)}
@@ -52,7 +56,7 @@ def narrow_interface(model: onnx.ModelProto, narrow: NarrowFormat) -> int:
     for value in model.graph.output:
         if value.type.tensor_type.elem_type == FLOAT:
             value.type.tensor_type.elem_type = narrow.element_type
-            nodes = _narrow_output(nodes, value.name, narrow, public)
+            nodes = _narrow_output(nodes, value.name, narrow, public, types)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]  # some names have another type now
@@ -70,12 +74,13 @@ def _narrow_input(nodes: list[onnx.NodeProto], name: str, narrow: NarrowFormat) 
 
 
 def _narrow_output(
-    nodes: list[onnx.NodeProto], name: str, narrow: NarrowFormat, public: set[str]
+    nodes: list[onnx.NodeProto], name: str, narrow: NarrowFormat, public: set[str], types: dict[str, int]
 ) -> list[onnx.NodeProto]:
     writer = next(node for node in nodes if name in node.output)
     others = [node for node in nodes if node is not writer]
     wide = _fresh(nodes, f"{name}_float32")
-    if _is_cast(writer, FLOAT) and writer.input[0] not in public:
+    widens = _is_cast(writer, FLOAT) and types.get(writer.input[0]) in (FLOAT, narrow.element_type)
+    if widens and writer.input[0] not in public:
         source = writer.input[0]
         read = any(name in node.input for node in others)
         _rename_inputs(others, {name: wide})
@@ -83,7 +88,7 @@ def _narrow_output(
         place = next(i for i, node in enumerate(others) if source in node.output)
         others[place].output[:] = [name if output == source else output for output in others[place].output]
         return [*others[: place + 1], *([_cast(name, wide, FLOAT)] if read else []), *others[place + 1 :]]
-    if _is_cast(writer, FLOAT):  # of another input or output, which is narrow by now
+    if widens:  # of another input or output, which is narrow by now
         wide_readers = any(name in node.input for node in others)
         nodes[nodes.index(writer)] = onnx.helper.make_node("Identity", writer.input, [name], name=writer.name)
         _rename_inputs(others, {name: wide})

@@ -105,7 +105,7 @@ class PairWriter:
         del graph.node[:]
         graph.node.extend([*self.head, *body])
         graph.initializer.extend(self.tensors.values())
-        _drop_unread(graph)
+        _drop_unread(model)
 
     def _guards(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Return the DequantizeLinear nodes that belong to this reader alone, and let it read them."""
@@ -174,8 +174,8 @@ def _node(kind: str, inputs: list[str], output: str, name: str, **attributes: in
     return onnx.helper.make_node(kind, inputs, [output], name=name, **attributes)
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    index = GraphIndex(onnx.ModelProto(graph=graph))
+def _drop_unread(model: onnx.ModelProto) -> None:
+    graph, index = model.graph, GraphIndex(model)
     read = {*index.readers, *index.captured, *index.outputs}
     kept = [t for t in graph.initializer if t.name in read]
     # An initializer may be listed among the inputs as well; alone the entry would be an input that must be fed.

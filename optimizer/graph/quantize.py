@@ -32,7 +32,7 @@ class Quantized:
     """The graph, and what it says of itself: why nodes stayed in float, by node name, and sentences for the report.
 
     `kept` are those of them that the recipe names. `parameters` are the constants of scale and zero point, by the
-    tensor whose range they hold.
+    tensor whose range they hold; `groups` are the tensors whose ranges one of them covers, where several share it.
     """
 
     model: onnx.ModelProto
@@ -40,6 +40,7 @@ class Quantized:
     notes: tuple[str, ...]
     kept: frozenset[str] = frozenset()
     parameters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
@@ -89,7 +90,7 @@ def quantize(
     flat = sorted(root for root, p in affine.items() if p.degenerate)
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
     notes += _idle(layers, residuals, attention=attention)
-    return Quantized(model, left, tuple(notes), frozenset(kept), writer.parameters)
+    return Quantized(model, left, tuple(notes), frozenset(kept), writer.parameters, placement.groups)
 
 
 def _idle(layers: Layers, residuals: Residuals, *, attention: bool) -> list[str]:

@@ -60,7 +60,9 @@ def refuse_quantized(model: onnx.ModelProto, where: str, variant: str) -> None:
         )
 
 
-def examine_all(index: GraphIndex, kept: Mapping[str, str], *, attention: bool = False) -> Layers:
+def examine_all(
+    index: GraphIndex, kept: Mapping[str, str], *, attention: bool = False, weights_only: bool = False
+) -> Layers:
     """Sort the nodes that multiply into layers, products and those that stay in float, with the reason."""
     found = Layers([], [], {})
     for node in index.graph.node:
@@ -75,5 +77,5 @@ def examine_all(index: GraphIndex, kept: Mapping[str, str], *, attention: bool =
         elif isinstance(layer, Product):
             found.products.append(layer)
         else:
-            found.left[key] = layer
+            found.left[key] = layer.partition(":")[0] if weights_only else layer  # no option would change it
     return found

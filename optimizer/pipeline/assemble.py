@@ -103,21 +103,21 @@ def _notes(measured: Measured) -> list[str]:
 
 def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | None) -> CandidateReport:
     error = outcome.measured.failures.get(subject.name)
+    entry = outcome.measured.accuracy.get(subject.name)
+    about = read_document(entry) if entry is not None else None
     common: dict[str, Any] = {
         "name": subject.name,
         "variant": subject.variant,
         "runtime": subject.runtime,
         "device": subject.device,
         "artifact": outcome.artifacts[subject.name],
-        **layer_table(subject),
+        **layer_table(subject, about["delivered"] if about else {}),
     }
-    entry = outcome.measured.accuracy.get(subject.name)
-    if error is not None or entry is None:
+    if error is not None or about is None:
         reason = error.render() if error is not None else "its accuracy could not be measured"
         return CandidateReport(
             **common, status="failed", reason=reason, precision=Precision(requested=subject.precision)
         )
-    about = read_document(entry)
     precision = Precision(requested=subject.precision, delivered=about["delivered"], source=about["source"])
     common |= {
         "precision": precision,

@@ -28,6 +28,7 @@ LATENCY = "latency.npz"  # per candidate and batch, every sample in milliseconds
 _MEASURES_WITH = (
     "optimizer",
     "numpy",
+    "onnx",
     "torch",
     "onnxruntime",
     "onnxruntime-gpu",

@@ -18,7 +18,7 @@ from optimizer.stages.export import Export
 from optimizer.stages.simplify import Simplify
 
 if TYPE_CHECKING:
-    from optimizer.recipe.model import Recipe
+    from optimizer.recipe.model import Recipe, Variant
     from optimizer.stage import Stage
 
 
@@ -129,7 +129,7 @@ def _variant_steps(recipe: Recipe, name: str, target: str, steps: dict[str, Step
     for kind in VARIANTS[variant.precision]:
         if not kind.wanted(variant.options):
             continue
-        derived = _derived(recipe, kind, target)
+        derived = _derived(recipe, kind, target, name)
         fits_all = not {"dialect", "package", "profile"} & derived.keys()
         place = name if fits_all and "@" not in made["graph"] else f"{name}@{DIALECTS[target]}"
         sources = {role: made[role] for role in kind.consumes if role in made or role not in kind.optional}
@@ -149,7 +149,7 @@ _ROLES = {"onnx": "graph", "calibration": "table"}
 def _target_steps(recipe: Recipe, name: str, target: str, graph: str, steps: dict[str, Step]) -> Candidate:
     last = graph
     for kind in TARGETS[target]:
-        stage = _make(kind, recipe.targets[target].options, _derived(recipe, kind, target))
+        stage = _make(kind, recipe.targets[target].options, _derived(recipe, kind, target, name))
         last = _add(steps, Step(f"{name}@{target}/{kind.name}", stage, {"graph": last}, name))
     return Candidate(name, recipe.variants[name].precision, target, last, graph)
 
@@ -159,16 +159,25 @@ def _make(kind: type[Stage], options: Mapping[str, Any], derived: Mapping[str, A
     return kind(**own, **derived)
 
 
-def _derived(recipe: Recipe, kind: type[Stage], target: str) -> dict[str, Any]:
+def _derived(recipe: Recipe, kind: type[Stage], target: str, name: str) -> dict[str, Any]:
     """Fill the fields that follow from the target and the rest of the recipe."""
     known = {
         "dialect": DIALECTS[target],
         "package": target,
+        "precision": recipe.variants[name].precision,
+        "at_least": _at_least(recipe.variants[name]),
         "synthetic": recipe.data.calibration is not None and recipe.data.calibration.synthetic,
         "profile": {axis: (r.min, r.opt, r.max) for axis, r in recipe.profile.items()},
     }
     marked = [n for n, f in kind.model_fields.items() if (f.json_schema_extra or {}) == {"derived": True}]
     return {name: known[name] for name in marked}
+
+
+def _at_least(variant: Variant) -> float:
+    """Return the share that must be delivered in the variant's precision: as written, else its stage's default."""
+    defaults = [k.model_fields["at_least"].default for k in VARIANTS[variant.precision] if "at_least" in k.model_fields]
+    share: float = variant.options.get("at_least", defaults[0] if defaults else 0.0)
+    return share
 
 
 def check_only(recipe: Recipe, only: Iterable[str]) -> None:

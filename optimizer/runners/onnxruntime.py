@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import ClassVar
 
 from optimizer.runner import Runner
@@ -31,7 +33,7 @@ class OnnxRuntimeRunner(Runner):
     def refuses(cls, artifact: Artifact, device: str) -> str | None:
         """Refuse bfloat16 on the CPU: its provider has no such Conv, MatMul or Gemm."""
         # A look at the bytes first: a build that reuses everything need not load onnx.
-        if device != "cpu" or _CAST_TO_BFLOAT16 not in artifact.file.read_bytes():
+        if device != "cpu" or not _holds(artifact.file, _CAST_TO_BFLOAT16):
             return None
         import onnx
 
@@ -58,3 +60,8 @@ class OnnxRuntimeRunner(Runner):
 
         with refusal_fails_the_measurement():
             return OnnxSession(self.artifact.file, device=self.device, threads=self.threads)
+
+
+def _holds(file: Path, pattern: bytes) -> bool:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(pattern) >= 0

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 RECEIPT = "engine.json"  # beside the plan: what is known of it without a GPU
 
-# Types that are asked for to be faster: an engine that widens more than half of them has not been asked for.
-NARROW = ("int4", "int8", "fp8", "fp16", "bf16")
-_LEAST_DELIVERED = 0.5
-
 Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 
 
@@ -32,7 +28,7 @@ class Engine(Stage, ABC):
     """What both packages share; precision stands in the graph, and the network is strongly typed."""
 
     name: ClassVar[str] = "engine"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "engine"
     tolerance: ClassVar[Tolerance | None] = Tolerance(
@@ -46,6 +42,9 @@ class Engine(Stage, ABC):
     profile: dict[str, tuple[int, int, int]] = Field(
         default_factory=dict, description="axis -> min, opt, max", json_schema_extra={"derived": True}
     )
+
+    precision: str = Field("fp32", description="the variant's", json_schema_extra={"derived": True})
+    at_least: float = Field(0.0, description="the variant's", json_schema_extra={"derived": True})
 
     @property
     @abstractmethod
@@ -81,10 +80,9 @@ class Engine(Stage, ABC):
 
     def _write_receipt(self, built: Mapping[str, Any], graph: Artifact, workdir: Path) -> None:
         from optimizer.graph.engine_receipt import engine_receipt
-        from optimizer.graph.receipt import graph_receipt
 
         receipt = engine_receipt(graph.file, built["layers"])
-        _check_delivered(graph_receipt(graph.file).shares, receipt, self.name)
+        _check_delivered(receipt, self.precision, self.at_least, self.name)
         document = {
             "schema_version": 1,
             "package": built["package"],
@@ -97,6 +95,7 @@ class Engine(Stage, ABC):
             # Read back from the builder's layer table.
             "precision": receipt.shares,
             "precision_notes": list(receipt.notes),
+            "executed": dict(receipt.precisions),
             "layers": built["layers"],
         }
         (workdir / RECEIPT).write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -124,20 +123,19 @@ class Engine(Stage, ABC):
         return TensorRTSession(output.file, package=self.package, device="cuda:0")
 
 
-def _check_delivered(asked: Mapping[str, float], receipt: Receipt, where: str) -> None:
-    """Refuse an engine that computes less than half of what its graph asks for in a narrow type.
+def _check_delivered(receipt: Receipt, precision: str, at_least: float, where: str) -> None:
+    """Refuse an engine that computes less in the variant's precision than its recipe accepts, or nothing at all.
 
     Raises: StageError, naming both shares and what the layer table says.
     """
-    for kind in NARROW:
-        wanted, found = asked.get(kind, 0.0), receipt.shares.get(kind, 0.0)
-        if found < wanted * _LEAST_DELIVERED:
-            raise StageError(
-                f"the engine computes {found:.1%} of the multiply-accumulates in {kind}, its graph asks for "
-                f"{wanted:.1%}: {'; '.join(receipt.notes[:3]) or 'its layer table shows other types'}",
-                where=where,
-                hint="Leave this target out of the variant (targets:), or keep: those layers in float.",
-            )
+    found = receipt.shares.get(precision, 0.0)
+    if at_least > 0.0 and (found == 0.0 or found < at_least):
+        raise StageError(
+            f"the engine computes {found:.1%} of the multiply-accumulates in {precision}, at_least asks for "
+            f"{at_least:.1%}: {'; '.join(receipt.notes[:3]) or 'its layer table shows other types'}",
+            where=where,
+            hint="Leave this target out of the variant (targets:), or accept less with at_least:.",
+        )
 
 
 class EngineTensorRT(Engine):

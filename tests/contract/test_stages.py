@@ -27,6 +27,7 @@ from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
 from optimizer.types import MAIN_FILE
 
+VARIANT = {"precision": "int8", "at_least": 0.5}
 # For each stage its parameters, and for each parameter another value that is allowed too.
 EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     Collect: (
@@ -72,8 +73,8 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
         {"dialect": "tensorrt", "keep": ("Gemm",), "at_least": 0.9, "residuals": "int8", "attention": True},
     ),
     Refine: ({}, {"rounding": "learned", "bias_correction": True, "passes": 3, "dialect": "cpu"}),
-    EngineRtx: ({}, {"profile": {"batch": (1, 2, 3)}, "compute_capabilities": ("8.6",)}),
-    EngineTensorRT: ({}, {"profile": {"batch": (1, 2, 3)}}),
+    EngineRtx: ({}, {"profile": {"batch": (1, 2, 3)}, "compute_capabilities": ("8.6",), **VARIANT}),
+    EngineTensorRT: ({}, {"profile": {"batch": (1, 2, 3)}, **VARIANT}),
 }
 PINNED = {"package"}  # one value each: the class decides
 

@@ -12,7 +12,7 @@ from optimizer.calibration.collect import Watch, collect
 from optimizer.calibration.doctor import clipped_share, drift, drift_sentences, examine, findings, patients
 from optimizer.calibration.estimators import Estimate, minmax
 from optimizer.calibration.histogram import RunningHistogram
-from optimizer.calibration.table import CalibrationTable, TensorRange
+from optimizer.calibration.table import CalibrationTable, MethodRange, TensorRange
 from optimizer.errors import StageError
 from optimizer.graph.quantize import activations
 from optimizer.stage import StageContext
@@ -95,7 +95,7 @@ def test_drift_counts_what_lies_outside_and_how_far() -> None:
     assert found[1].outside == 0.0
     sentences = list(drift_sentences(found, 64))
     assert sentences[0].startswith("64 evaluation samples: up to 0.")
-    assert sentences[1].startswith("b leave their calibrated range on evaluation data, up to 3 times as large")
+    assert sentences[1].startswith("b beyond the calibrated range on evaluation data, up to 3 times as far")
 
 
 def test_other_samples_of_one_distribution_do_not_drift() -> None:
@@ -137,7 +137,7 @@ def test_a_diagnosis_tells_brighter_pictures_from_those_that_calibrated(
     assert run.document["tensors"]["image"]["drifted"] is True
     assert run.document["tensors"]["image"]["reach"] > 3
     assert run.document["tensors"]["image"]["sqnr_db"] < run.document["tensors"]["image"]["calibrated_sqnr_db"] - 10
-    assert any("leave their calibrated range" in note for note in run.notes)
+    assert any("beyond the calibrated range" in note for note in run.notes)
 
 
 def test_a_diagnosis_of_the_same_pictures_finds_no_drift(tmp_path: Path) -> None:
@@ -152,3 +152,16 @@ def test_a_diagnosis_of_the_same_pictures_finds_no_drift(tmp_path: Path) -> None
 def test_empty_evaluation_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="evaluation data: holds no samples"):
         Run(tmp_path, [])
+
+
+def test_calibration_data_on_another_scale_is_told() -> None:
+    seen, used = RunningHistogram(), RunningHistogram()
+    values = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+    seen.fold(16 * values)
+    used.fold(values)
+    methods = {"minmax": MethodRange(seen.minimum, seen.maximum, max(-seen.minimum, seen.maximum))}
+    made = TensorRange(seen.minimum, seen.maximum, seen.total, "minmax", methods)
+    table = CalibrationTable("minmax", 99.999, 64, {"x": made})
+    told = " ".join(drift_sentences(drift(table, {"x": used}), 64))
+    assert "x far within the calibrated range on evaluation data, which uses 0.062" in told
+    assert "far within" not in " ".join(drift_sentences(drift(table, {"x": seen}), 64))

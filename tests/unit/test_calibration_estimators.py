@@ -250,3 +250,16 @@ def test_all_four_methods_stay_within_what_was_seen() -> None:
         for found in estimates(histogram, 99.999).values():
             assert histogram.minimum <= found.low <= found.high <= histogram.maximum
             assert 0 < found.magnitude <= max(-histogram.minimum, histogram.maximum)
+
+
+@pytest.mark.parametrize("levels", [17, 9])
+def test_entropy_keeps_the_range_of_discrete_values(levels: int) -> None:
+    """Pixels k/16: the bins between are empty, and clipping all but the first level would diverge by nothing."""
+    histogram = RunningHistogram()
+    weights = np.r_[0.5, np.full(levels - 1, 0.5 / (levels - 1))]
+    values = np.random.default_rng(0).choice(np.linspace(0, 1, levels), size=65536, p=weights).astype(np.float32)
+    histogram.fold(values)
+    found = entropy(histogram)
+    clipped = float((values > found.magnitude).mean())
+    assert clipped <= 0.01
+    assert found.high >= 1.0 - 1.0 / (levels - 1)

@@ -10,7 +10,7 @@ from optimizer.calibration.doctor import document, drift
 from optimizer.calibration.histogram import RunningHistogram
 from optimizer.calibration.table import CalibrationTable, MethodRange, TensorRange
 from optimizer.errors import StageError
-from optimizer.graph.layers import LayerRow, as_executed, executed, read_rows
+from optimizer.graph.layers import read_rows
 from optimizer.pipeline.calibration import Calibrated, of_run, of_steps, place, summaries
 from optimizer.pipeline.layers import layer_table
 from optimizer.pipeline.subject import Subject
@@ -60,7 +60,7 @@ def test_the_summary_tells_findings_drift_and_the_worst_tensors_first(made):
     )
     assert summary.findings == ("a keep less than 20 dB in int8 by themselves",)
     assert summary.drift[0] == "64 evaluation samples: up to 0.25 of the values ('b') outside the calibrated extremes"
-    assert summary.drift[1].startswith("b leave their calibrated range on evaluation data, up to 2 times as large")
+    assert summary.drift[1].startswith("b beyond the calibrated range on evaluation data, up to 2 times as far")
     assert [(row.tensor, row.outside, row.complaints) for row in summary.worst] == [
         ("a", 0.0, ("int8 alone leaves 12.0 dB",)),
         ("b", 0.25, ("25 % of the evaluation values outside",)),
@@ -117,14 +117,10 @@ def subject(artifact, graph):
     return Subject("int8@x", "int8", "int8", "onnxruntime", "cpu", artifact, graph, None)
 
 
-def kernel(kind, types, nodes):
-    return {"kind": kind, "inputs": [{"type": t} for t in types], "outputs": [], "onnx_nodes": nodes}
-
-
 def test_layers_come_widest_first_and_at_most_two_hundred(tmp_path):
     rows = [ROW | {"node": f"n{i}", "macs": i, "reason": ""} for i in range(300)]
     graph = receipt(tmp_path / "g", rows)
-    found = layer_table(subject(graph, graph))
+    found = layer_table(subject(graph, graph), {})
     assert found["layer_count"] == 300
     assert [row.macs for row in found["layers"]] == list(range(299, 99, -1))
 
@@ -133,31 +129,29 @@ def test_layers_of_an_engine_are_told_as_the_engine_executes_them(tmp_path):
     graph = receipt(tmp_path / "g", [ROW | {"reason": ""}])
     engine = tmp_path / "e"
     engine.mkdir()
-    (engine / "engine.json").write_text(json.dumps({"layers": [kernel("deconv", ["Float"], ["conv"])]}))
-    (row,) = layer_table(subject(Artifact("engine", engine, "5"), graph))["layers"]
+    (engine / "engine.json").write_text(json.dumps({"executed": {"conv": "fp32"}}))
+    (row,) = layer_table(subject(Artifact("engine", engine, "5"), graph), {})["layers"]
     assert (row.requested, row.delivered) == ("int8", "fp32")
     assert row.reason == "the engine computes it in fp32 although the graph says int8"
 
 
 def test_a_graph_without_a_receipt_has_no_layers_to_tell(tmp_path):
     graph = Artifact("onnx", tmp_path, "6")
-    assert layer_table(subject(graph, graph)) == {}
-    assert layer_table(subject(graph, None)) == {}
+    assert layer_table(subject(graph, graph), {}) == {}
+    assert layer_table(subject(graph, None), {}) == {}
     assert read_rows(tmp_path) is None
 
 
-def test_a_kernel_computes_in_its_narrowest_input_and_only_products_count():
-    layers = [
-        kernel("correlation", ["Float", "Int8"], ["a", "b"]),
-        kernel("kgen", ["Half"], ["c"]),
-        kernel("gemm", ["Unknown"], ["d"]),
-    ]
-    assert executed(layers) == {"a": "int8", "b": "int8"}
-    row = LayerRow(**ROW, reason="")
-    assert as_executed([row], layers) == (row,)
+def test_what_the_runtime_widens_is_told_layer_by_layer(tmp_path):
+    graph = receipt(tmp_path / "g", [ROW | {"reason": ""}])
+    (row,) = layer_table(subject(graph, graph), {"fp32": 1.0})["layers"]
+    assert row.delivered == "fp32"
+    assert row.reason.endswith("computes it in fp32 although the graph says int8")
+    (row,) = layer_table(subject(graph, graph), {"int8": 1.0})["layers"]
+    assert (row.delivered, row.reason) == ("int8", "")
 
 
 def test_a_damaged_receipt_is_refused(tmp_path):
     graph = receipt(tmp_path / "g", [ROW])
     with pytest.raises(StageError, match="lacks or misstates its layers"):
-        layer_table(subject(graph, graph))
+        layer_table(subject(graph, graph), {})

@@ -110,6 +110,7 @@ def test_fp32_engine_for_two_capabilities_with_its_receipt(bench):
         "profile": {"batch": {"min": 1, "opt": 4, "max": 16}},
         "onnx_sha256": bench.artifact.digest,
         "precision": {"fp32": 1.0},
+        "executed": dict.fromkeys(("c1_conv", "c2_conv", "fc1", "fc2"), "fp32"),
         "precision_notes": [],
     }
     named = {name for row in layer_rows for name in row["onnx_nodes"]}
@@ -269,3 +270,26 @@ def test_layer_table_of_an_int8_convolution_is_read():
 def test_warnings_are_kept_once_and_noise_is_not():
     lines = [("WARNING", "weights  out of\nFP16 range")] * 2 + [("INFO", "x"), ("ERROR", "cudaError 35: driver")]
     assert matters(lines) == ["weights out of FP16 range"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "at_least", "refused"),
+    [
+        ({"int8": 0.95, "fp32": 0.05}, 0.5, False),
+        ({"int8": 0.5, "fp32": 0.5}, 0.9, True),
+        ({"int8": 0.3, "fp32": 0.7}, 0.25, False),  # the recipe accepts it
+        ({"fp32": 1.0}, 0.01, True),
+        ({"fp32": 1.0}, 0.0, False),  # fp32 and fp16 variants ask for no share
+    ],
+)
+def test_an_engine_that_delivers_less_than_the_recipe_accepts_is_refused(shares, at_least, refused):
+    from types import SimpleNamespace
+
+    from optimizer.stages.engine import _check_delivered
+
+    receipt = SimpleNamespace(shares=shares, notes=("the engine computes fc in fp32 instead of int8",))
+    if not refused:
+        _check_delivered(receipt, "int8", at_least, "engine")
+        return
+    with pytest.raises(StageError, match=r"the engine computes .*% of the multiply-accumulates in int8, at_least asks"):
+        _check_delivered(receipt, "int8", at_least, "engine")

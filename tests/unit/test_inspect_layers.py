@@ -79,7 +79,7 @@ def test_only_the_forty_widest_layers_are_shown():
 
 def test_an_engine_in_a_run_is_joined_to_its_graph(tmp_path):
     half = {"kind": "convolution", "inputs": [{"tensor": "image", "type": "Half", "format": "Linear"}]}
-    folder = engine(tmp_path / "e", layer=half, onnx_sha256="ab" * 32)
+    folder = engine(tmp_path / "e", layer=half, executed={"conv": "fp16"}, onnx_sha256="ab" * 32)
     assert inspect(folder)["nodes"] == []
     (tmp_path / "graphs").mkdir()
     named(graph(tmp_path / "graphs" / ("ab" * 8) / "model.onnx"), "stem.conv")
