@@ -96,7 +96,9 @@ def _files(folder: Path) -> dict[str, Any]:
 def _runs_on(report: Report, candidate: CandidateReport, folder: Path) -> dict[str, Any]:
     built = report.environment.packages
     engine = candidate.runtime in _ENGINES
-    device = "cuda:0" if engine and candidate.device == "cpu" else candidate.device
+    # What was built and cannot execute on the CPU (an engine, bfloat16 in onnxruntime) is for a GPU.
+    needs_gpu = candidate.device == "cpu" and (engine or candidate.status == "built")
+    device = "cuda:0" if needs_gpu else candidate.device
     receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8")) if (folder / RECEIPT).is_file() else {}
     return {
         "runtime": candidate.runtime,
