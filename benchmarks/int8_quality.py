@@ -6,8 +6,9 @@
 The same 512 calibration pictures for everybody, judged on all 10,000 test pictures: top-1, share of answers equal to
 float32's, and SQNR of the logits in dB (10 log10 of sum ref^2 over sum err^2). TensorRT's dialect is executed as
 written, the CPU's as onnxruntime's integer kernels do it. `int8` is the share of multiply-accumulates that the graph
-(TensorRT's dialect) or onnxruntime (the CPU's) computes in int8. onnxruntime's Entropy, with the bins that quantize_static gives it, is MinMax. Ours goes through the stages of a recipe's int8
-variant. modelopt has an environment of its own, created here with pip (--modelopt names one; "none" leaves it out).
+(TensorRT's dialect) or onnxruntime (the CPU's) computes in int8. onnxruntime's Entropy, with the bins that
+quantize_static gives it, is MinMax. Ours goes through the stages of a recipe's int8 variant. modelopt has an
+environment of its own, created here with pip (--modelopt names one; "none" leaves it out).
 Goals: TensorRT's dialect 30 dB (ResNet-20) and 31 dB (ResNet-56) at 95 % int8, with residual sums in int8 27.1 and 25.2
 dB; the CPU's 1 dB above the best peer.
 """
