@@ -46,7 +46,6 @@ LONGEST = 64
 OURS: dict[str, dict[str, Any]] = {
     "minmax": {"method": "minmax"},
     "smooth_quant": {"method": "minmax", "smooth_quant": "auto"},
-    "smooth_quant, learned": {"method": "minmax", "smooth_quant": "auto", "rounding": "learned", "passes": 8},
 }
 
 
