@@ -23,7 +23,6 @@ _STEP = 0.05
 MOST_CALIBRATING, MOST_JUDGING = 64, 32
 # A gain below this is noise of the few samples that judge: the smaller change to the graph wins.
 _NOISE_DB = 0.1
-_BATCH = 16
 
 Estimator = Callable[[RunningHistogram], Bounds]
 Progress = Callable[[int, int], None]

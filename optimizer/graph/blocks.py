@@ -26,8 +26,8 @@ from optimizer.graph.opset import raise_opset
 from optimizer.graph.placement import Placement
 from optimizer.graph.qdq import PairWriter
 from optimizer.graph.quantizable import Candidate
-from optimizer.graph.quantize import Quantized, summarize
-from optimizer.graph.weights import examine_all, refuse_quantized, typed_index
+from optimizer.graph.quantize import Quantized, summarize, typed_index
+from optimizer.graph.weights import layers_of, refuse_quantized
 
 MINIMUM_OPSET = 21
 LOWEST, HIGHEST = -8, 7
@@ -97,7 +97,7 @@ def quantize_blocks(model: onnx.ModelProto, keep: Sequence[str] = (), block: int
     kept = match(keep, model.graph.node, _WHERE)
     raised = raise_opset(model, MINIMUM_OPSET, _WHERE, "4-bit integers with block scales")
     index = typed_index(model)
-    layers = examine_all(index, kept, weights_only=True)
+    layers = layers_of(index, kept, weights_only=True)
     writer = _BlockWriter(index, Placement(), {})
     chosen = []
     for found in layers.candidates:

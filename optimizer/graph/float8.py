@@ -20,12 +20,12 @@ from optimizer.errors import StageError
 from optimizer.graph.affine import Affine, Bounds, Float32, Float64
 from optimizer.graph.keep import match
 from optimizer.graph.opset import raise_opset
-from optimizer.graph.placement import Layers, Placement, place_tensorrt
+from optimizer.graph.placement import Layers, Placement, check_ranges, place_tensorrt
 from optimizer.graph.qdq import PairWriter
 from optimizer.graph.quantizable import Candidate
-from optimizer.graph.quantize import Quantized, summarize
+from optimizer.graph.quantize import Quantized, summarize, typed_index
 from optimizer.graph.sharing import Span
-from optimizer.graph.weights import examine_all, refuse_quantized, typed_index
+from optimizer.graph.weights import layers_of, refuse_quantized
 from optimizer.runtime.session import Array
 
 LARGEST = 448.0
@@ -74,7 +74,7 @@ def quantize_float8(
     kept = match(keep, model.graph.node, _WHERE)
     raised = raise_opset(model, MINIMUM_OPSET, _WHERE, "8-bit floats")
     index = typed_index(model)
-    layers = examine_all(index, kept, attention=attention)
+    layers = layers_of(index, kept, attention=attention)
     candidates = []
     for found in layers.candidates:
         if found.node.op_type == "ConvTranspose":
@@ -89,7 +89,7 @@ def quantize_float8(
             hint="Remove the fp8 variant from the recipe, or shorten keep:.",
         )
     placement = place_tensorrt(index, Layers(candidates, layers.products), ranges)
-    _check_ranges(placement, ranges)
+    check_ranges(placement, ranges, _WHERE)
     affine = _parameters(placement, ranges)
     writer = _Float8Writer(index, placement, affine)
     for found in candidates:
@@ -104,16 +104,6 @@ def quantize_float8(
 
 def _flat(affine: Mapping[str, Affine]) -> list[str]:
     return sorted(root for root, found in affine.items() if found.degenerate)
-
-
-def _check_ranges(placement: Placement, ranges: Mapping[str, Bounds]) -> None:
-    missing = sorted(set(placement.roots.values()) - set(ranges))
-    if missing:
-        raise StageError(
-            f"the calibration table has no range for {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}",
-            where=_WHERE,
-            hint="The table belongs to another graph: calibrate this one.",
-        )
 
 
 def _parameters(placement: Placement, ranges: Mapping[str, Bounds]) -> dict[str, Affine]:

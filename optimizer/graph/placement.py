@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from optimizer.errors import StageError
 from optimizer.graph.affine import Affine, Bounds, asymmetric, symmetric
 from optimizer.graph.index import FLOAT, GraphIndex, node_key
 from optimizer.graph.quantizable import Candidate, Product
@@ -171,6 +172,20 @@ def _guard(index: GraphIndex, placement: Placement, node: onnx.NodeProto) -> Non
     axis = next((i for i, size in enumerate(shape) if i > 0 and size is not None and size > 1), None)
     if axis is not None:
         placement.guards[reader.output[0], position] = axis, int(shape[axis] or 0)
+
+
+def check_ranges(placement: Placement, ranges: Mapping[str, Bounds], where: str) -> None:
+    """Refuse a table without a range for every root: it belongs to another graph.
+
+    Raises: StageError naming the first of them.
+    """
+    missing = sorted(set(placement.roots.values()) - set(ranges))
+    if missing:
+        raise StageError(
+            f"the calibration table has no range for {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}",
+            where=where,
+            hint="The table belongs to another graph: calibrate this one.",
+        )
 
 
 def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: str) -> dict[str, Affine]:

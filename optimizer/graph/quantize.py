@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ from optimizer.errors import StageError
 from optimizer.graph.affine import Bounds
 from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.keep import match
-from optimizer.graph.placement import Layers, measured_tensors, parameters, place_cpu, place_tensorrt
+from optimizer.graph.placement import Layers, check_ranges, measured_tensors, parameters, place_cpu, place_tensorrt
 from optimizer.graph.qdq import PairWriter
 from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, Product, examine, never_quantized
 from optimizer.graph.residuals import residual_sums
@@ -49,7 +49,7 @@ def activations(model: onnx.ModelProto) -> list[str]:
     Raises: StageError as `quantize` does.
     """
     _check_quantizable(model)
-    index = _index(model)
+    index = typed_index(model)
     return measured_tensors(index, _layers(index, "tensorrt", {}, "int8", attention=True)[0])
 
 
@@ -69,19 +69,13 @@ def quantize(
     matches nothing, or when a range is missing.
     """
     _check_quantizable(model)
-    index = _index(model)
+    index = typed_index(model)
     kept = match(keep, index.graph.node, "quantize")
     layers, left = _layers(index, dialect, kept, residuals, attention=attention)
     if not layers.candidates and not layers.products:
         raise StageError("no layer is left to quantize: " + "; ".join(summarize(left)), where="quantize")
     placement = place_tensorrt(index, layers, ranges) if dialect == "tensorrt" else place_cpu(index, layers)
-    missing = sorted(set(placement.roots.values()) - set(ranges))
-    if missing:
-        raise StageError(
-            f"the calibration table has no range for {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}",
-            where="quantize",
-            hint="The table belongs to another graph: calibrate this one.",
-        )
+    check_ranges(placement, ranges, "quantize")
     affine = parameters(placement, ranges, dialect)
     writer = PairWriter(index, placement, affine)
     for found in layers.candidates:
@@ -116,7 +110,8 @@ def summarize(left: Mapping[str, str], limit: int = 3) -> list[str]:
     ]
 
 
-def _index(model: onnx.ModelProto) -> GraphIndex:
+def typed_index(model: onnx.ModelProto) -> GraphIndex:
+    """Return an index that knows the types and shapes of all tensors."""
     index = GraphIndex(model)
     inferred = infer(model, concrete=False)
     index.types |= {n: t.elem_type for n, t in inferred.items() if t.elem_type}
@@ -158,6 +153,15 @@ def _layers(
     index: GraphIndex, dialect: Dialect, kept: Mapping[str, str], residuals: Residuals, *, attention: bool
 ) -> tuple[Layers, dict[str, str]]:
     """Return what is to be quantized, and why the other layers are not."""
+    candidates, products, left = examine_all(index, dialect, kept, attention=attention)
+    sums = residual_sums(index, candidates, kept) if residuals == "int8" else []
+    return Layers(candidates, products, sums, left), left
+
+
+def examine_all(
+    index: GraphIndex, dialect: Dialect, kept: Collection[str], *, attention: bool
+) -> tuple[list[Candidate], list[Product], dict[str, str]]:
+    """Sort the nodes that multiply into layers, products and those that stay in float, with the reason."""
     candidates: list[Candidate] = []
     products: list[Product] = []
     left: dict[str, str] = {}
@@ -174,5 +178,4 @@ def _layers(
             products.append(found)
         else:
             left[key] = found
-    sums = residual_sums(index, candidates, kept) if residuals == "int8" else []
-    return Layers(candidates, products, sums, left), left
+    return candidates, products, left

@@ -9,9 +9,8 @@ import onnx
 
 from optimizer.errors import StageError
 from optimizer.graph.index import GraphIndex, node_key
-from optimizer.graph.quantizable import COMPUTE, Candidate, Product, examine, never_quantized
-from optimizer.graph.quantize import KEPT
-from optimizer.graph.shapes import infer
+from optimizer.graph.quantizable import Candidate, Product
+from optimizer.graph.quantize import examine_all
 
 _QUANTIZED = frozenset(
     {
@@ -36,15 +35,6 @@ class Layers:
     left: dict[str, str]
 
 
-def typed_index(model: onnx.ModelProto) -> GraphIndex:
-    """Return an index that knows the types and shapes of all tensors."""
-    index = GraphIndex(model)
-    inferred = infer(model, concrete=False)
-    index.types |= {n: t.elem_type for n, t in inferred.items() if t.elem_type}
-    index.shapes |= {n: t.shape for n, t in inferred.items() if t.shape is not None}
-    return index
-
-
 def refuse_quantized(model: onnx.ModelProto, where: str, variant: str) -> None:
     """Refuse a graph that holds quantized values already.
 
@@ -60,22 +50,11 @@ def refuse_quantized(model: onnx.ModelProto, where: str, variant: str) -> None:
         )
 
 
-def examine_all(
+def layers_of(
     index: GraphIndex, kept: Mapping[str, str], *, attention: bool = False, weights_only: bool = False
 ) -> Layers:
-    """Sort the nodes that multiply into layers, products and those that stay in float, with the reason."""
-    found = Layers([], [], {})
-    for node in index.graph.node:
-        key = node_key(node)
-        if node.op_type not in COMPUTE:
-            if reason := never_quantized(node):
-                found.left[key] = reason
-            continue
-        layer = KEPT if key in kept else examine(index, node, "tensorrt", attention=attention)
-        if isinstance(layer, Candidate):
-            found.candidates.append(layer)
-        elif isinstance(layer, Product):
-            found.products.append(layer)
-        else:
-            found.left[key] = layer.partition(":")[0] if weights_only else layer  # no option would change it
-    return found
+    """Return what multiplies; where `weights_only`, the reasons name no option: none would change them."""
+    candidates, products, left = examine_all(index, "tensorrt", kept, attention=attention)
+    if weights_only:
+        left = {name: reason.partition(":")[0] for name, reason in left.items()}
+    return Layers(candidates, products, left)
