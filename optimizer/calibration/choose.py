@@ -21,7 +21,7 @@ from optimizer.calibration.probe import infer_all, mean_sqnr_db, outputs
 from optimizer.calibration.table import CalibrationTable
 from optimizer.data.samples import Array, Samples
 from optimizer.graph.affine import asymmetric, symmetric
-from optimizer.graph.files import save_model
+from optimizer.graph.files import copy_model, save_model
 from optimizer.graph.index import GraphIndex
 from optimizer.graph.learnable import shared_scales
 from optimizer.graph.quantizable import Dialect
@@ -108,8 +108,7 @@ class _Trials:
         self._float32 = float32
         self._groups = quantized.groups
         self._folder = tempfile.TemporaryDirectory(prefix="choose-")
-        model = onnx.ModelProto()
-        model.CopyFrom(quantized.model)
+        model = copy_model(quantized.model)
         self._scales_as_inputs(model.graph)
         path = Path(self._folder.name) / "model.onnx"
         save_model(model, path)

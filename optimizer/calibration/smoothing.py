@@ -15,6 +15,7 @@ from optimizer.data.samples import Array, Samples
 from optimizer.errors import StageError
 from optimizer.graph.affine import Bounds
 from optimizer.graph.equalize_smooth import smooth, smoothed_activations
+from optimizer.graph.files import copy_model
 from optimizer.graph.quantize import activations, quantize
 
 GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -40,10 +41,10 @@ class Judge:
 
     def sqnr_db(self, model: onnx.ModelProto) -> float:
         """Quantize a float32 graph in TensorRT's dialect and measure its outputs; `model` stays as it is."""
-        probe = _copy(model)
+        probe = copy_model(model)
         histograms = collect(probe, activations(probe), self.calibrating, lambda done, total: None).histograms
         ranges = {name: self.estimate(found) for name, found in histograms.items() if found.total}
-        found = outputs(quantize(_copy(model), ranges, "tensorrt", self.keep).model, self.judging)
+        found = outputs(quantize(copy_model(model), ranges, "tensorrt", self.keep).model, self.judging)
         return mean_sqnr_db(self.reference, found)
 
 
@@ -67,13 +68,13 @@ def choose_alpha(
     """
     calibrating, judging = split(samples)
     judge = Judge(estimate, keep, calibrating, judging, outputs(model, judging))
-    channels = smoothed_activations(_copy(model))
-    maxima = channel_maxima(_copy(model), channels, calibrating, lambda done, total: None)
+    channels = smoothed_activations(copy_model(model))
+    maxima = channel_maxima(copy_model(model), channels, calibrating, lambda done, total: None)
     trials: dict[float | None, float] = {None: judge.sqnr_db(model)}
     total = len(GRID) + 3
 
     def attempt(alpha: float) -> None:
-        smoothed = _copy(model)
+        smoothed = copy_model(model)
         smooth(smoothed, maxima, dict.fromkeys(channels, alpha))
         trials[alpha] = judge.sqnr_db(smoothed)
         progress(len(trials), total)
@@ -102,9 +103,3 @@ def split(samples: Samples) -> tuple[Picked, Picked]:
     judging = [i for i in range(count) if i % 3 == 2][:MOST_JUDGING]
     calibrating = [i for i in range(count) if i % 3 != 2][:MOST_CALIBRATING]
     return Picked(samples, calibrating), Picked(samples, judging)
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied

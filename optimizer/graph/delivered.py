@@ -37,7 +37,7 @@ def write_delivered(path: Path, quantized: Quantized, wish: Wish) -> Receipt:
             f"{wish.precision} reaches {share:.1%} of the multiply-accumulates, at_least asks for {wish.at_least:.1%}; "
             f"in float stay {'; '.join(reasons[:6])}",
             where=wish.stage,
-            hint=_advice(share, wish),
+            hint=advice(share, wish),
         )
     rows = layer_rows(path, receipt, wish.precision, quantized.left, quantized.kept)
     text = json.dumps(document(rows, receipt, "tensorrt"), indent=1, ensure_ascii=False)
@@ -45,7 +45,8 @@ def write_delivered(path: Path, quantized: Quantized, wish: Wish) -> Receipt:
     return receipt
 
 
-def _advice(share: float, wish: Wish) -> str:
+def advice(share: float, wish: Wish) -> str:
+    """Return what to do about a share that is less than was wished for."""
     if share < 0.01 and not wish.keep:
         return f"Remove the {wish.precision} variant from the recipe: this model gains nothing from it."
     accept = (

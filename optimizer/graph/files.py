@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from optimizer.errors import UsageError
 from optimizer.graph.interface import read_interface
 
-__all__ = ["INLINE_LIMIT_BYTES", "external_files", "read_interface", "save_model"]
+__all__ = ["INLINE_LIMIT_BYTES", "copy_model", "external_files", "read_interface", "save_model"]
 
 # protobuf cannot serialise 2 GiB; graph and small tensors need room beside the weights.
 INLINE_LIMIT_BYTES = 1_900_000_000
@@ -37,3 +37,10 @@ def external_files(path: Path) -> list[Path]:
         entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
     return sorted(path.parent / location for location in locations)
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that may be changed; serialising it instead would end at 2 GB."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied

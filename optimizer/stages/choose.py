@@ -87,11 +87,9 @@ class Choose(Stage):
         table.write(workdir / self.main_file)
 
     def _quantized(self, float32: onnx.ModelProto, table: CalibrationTable, spared: Sequence[str] = ()) -> Quantized:
-        import onnx
-
+        from optimizer.graph.files import copy_model
         from optimizer.graph.quantize import quantize
 
-        model = onnx.ModelProto()
-        model.CopyFrom(float32)
+        model = copy_model(float32)
         keep = (*self.keep, *spared)
         return quantize(model, table.tensors, self.dialect, keep, self.residuals, self.attention)

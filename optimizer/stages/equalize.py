@@ -95,8 +95,9 @@ class Equalize(Stage):
     def _smooth(self, model: onnx.ModelProto, context: StageContext) -> None:
         from optimizer.calibration.channels import channel_maxima
         from optimizer.graph.equalize_smooth import smooth, smoothed_activations
+        from optimizer.graph.files import copy_model
 
-        channels = smoothed_activations(_copy(model))
+        channels = smoothed_activations(copy_model(model))
         if not channels:
             raise StageError(
                 "smooth_quant: the graph has no Gemm or MatMul with a constant weight of its own",
@@ -108,7 +109,7 @@ class Equalize(Stage):
         if alpha is None:
             return
         maxima = channel_maxima(
-            _copy(model), channels, samples, lambda done, total: context.progress("channel maxima", done, total)
+            copy_model(model), channels, samples, lambda done, total: context.progress("channel maxima", done, total)
         )
         found = smooth(model, maxima, dict.fromkeys(channels, alpha))
         context.note(
@@ -149,11 +150,3 @@ def _sentence(choice: Choice, method: str) -> str:
         f"smooth_quant auto took {picked}: int8 SQNR in dB at the outputs was {numbers} "
         f"({choice.calibrating} samples calibrated, {choice.judging} others judged, {method}, TensorRT's dialect)"
     )
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied

@@ -97,6 +97,7 @@ class Quantize(Stage):
 
         What cannot be counted is not int8.
         """
+        from optimizer.graph.delivered import Wish, advice
         from optimizer.graph.quantize import summarize
         from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 
@@ -117,11 +118,5 @@ class Quantize(Stage):
             f"int8 reaches {share:.1%} of the multiply-accumulates, at_least asks for {self.at_least:.1%}; "
             f"in float stay {'; '.join(reasons[:6])}",
             where="quantize",
-            hint=self._advice(share),
+            hint=advice(share, Wish(self.name, "int8", self.at_least, self.keep)),
         )
-
-    def _advice(self, share: float) -> str:
-        if share < 0.01 and not self.keep:
-            return "Remove the int8 variant from the recipe: this model gains nothing from it."
-        accept = f"accept it with at_least: {int(share * 100) / 100:.2f}" if share >= 0.01 else "drop the int8 variant"
-        return f"Shorten keep:, or {accept}" if self.keep else accept.capitalize()
