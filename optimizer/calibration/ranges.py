@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ from optimizer.graph.magnitudes import Magnitudes, float_activations
 from optimizer.graph.narrow import prepare
 from optimizer.graph.typed import read_model
 from optimizer.runtime.onnx import OnnxSession
+
+if TYPE_CHECKING:
+    from optimizer.stage import StageContext
+    from optimizer.types import Artifact
 
 # A larger batch is no faster on a CPU, and holds more activations at once.
 _BATCH = 16
@@ -103,6 +108,27 @@ def measure_graph(path: Path, samples: Samples, progress: Progress, where: str) 
     """
     model = read_model(path)
     return measure_magnitudes(model, float_activations(prepare(model, where)), samples, progress)
+
+
+def measure_if_given(
+    sources: Mapping[str, Artifact], context: StageContext, judged: str, where: str
+) -> dict[str, Magnitudes] | None:
+    """Return the magnitudes on the samples that a stage was given, or None without any; either way it is noted.
+
+    `judged` is what the graph alone must then decide.
+    """
+    if "samples" not in sources:
+        context.note(
+            f"{judged} judged from the graph alone, for want of data: with data.calibration in the recipe, "
+            "ranges on real samples decide"
+        )
+        return None
+    samples = context.samples("calibration")
+    found = measure_graph(
+        sources["graph"].file, samples, lambda done, n: context.progress("calibration samples", done, n), where
+    )
+    context.note(f"ranges of {len(found)} tensors over {len(samples)} samples decide what stays float32")
+    return found
 
 
 def measure_magnitudes(

@@ -39,23 +39,11 @@ class BFloat16(Stage):
         Raises: StageError when the graph is already typed, when its opset has no bfloat16 convolutions, when `keep`
         names what it does not hold, when nothing became bfloat16, and for samples that are too few or NaN.
         """
+        from optimizer.calibration.ranges import measure_if_given
         from optimizer.graph.bfloat16 import convert_to_bfloat16
 
         graph = sources["graph"].file
-        measured = None
-        if "samples" in sources:
-            from optimizer.calibration.ranges import measure_graph
-
-            samples = context.samples("calibration")
-            measured = measure_graph(
-                graph, samples, lambda done, n: context.progress("calibration samples", done, n), self.name
-            )
-            context.note(f"ranges of {len(measured)} tensors over {len(samples)} samples decide what stays float32")
-        else:
-            context.note(
-                "digits were judged from the graph alone, for want of data: with data.calibration in the recipe, "
-                "ranges on real samples decide"
-            )
+        measured = measure_if_given(sources, context, "digits were", self.name)
         report = convert_to_bfloat16(graph, workdir / self.main_file, self.keep, measured)
         for sentence in report.sentences():
             context.note(sentence)

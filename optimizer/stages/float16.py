@@ -42,23 +42,11 @@ class Float16(Stage):
         Raises: StageError when the graph is already typed, when `keep` names what it does not hold, when nothing became
         float16, when `io` asks for what float16 cannot hold, and for samples that are too few or NaN.
         """
+        from optimizer.calibration.ranges import measure_if_given
         from optimizer.graph.float16 import convert_to_float16
 
         graph = sources["graph"].file
-        measured = None
-        if "samples" in sources:
-            from optimizer.calibration.ranges import measure_graph
-
-            samples = context.samples("calibration")
-            measured = measure_graph(
-                graph, samples, lambda done, n: context.progress("calibration samples", done, n), self.name
-            )
-            context.note(f"ranges of {len(measured)} tensors over {len(samples)} samples decide what stays float32")
-        else:
-            context.note(
-                "overflow was judged from the graph alone, for want of data: with data.calibration in the recipe, "
-                "ranges on real samples decide"
-            )
+        measured = measure_if_given(sources, context, "overflow was", self.name)
         report = convert_to_float16(graph, workdir / self.main_file, self.keep, measured=measured, io=self.io)
         for sentence in report.sentences():
             context.note(sentence)
