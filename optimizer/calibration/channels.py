@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from optimizer.calibration.collect import BATCH, Progress
+from optimizer.calibration.collect import BATCH, Progress, fixed_batch
 from optimizer.data.samples import Array, Samples, batches
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
@@ -37,7 +37,7 @@ def channel_maxima(
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         with OnnxSession(path) as session:
-            fixed = next((s.shape[0] for s in session.inputs if s.shape and isinstance(s.shape[0], int)), None)
+            fixed = fixed_batch(session.inputs)
             done = 0
             for batch in batches(samples, fixed or BATCH):
                 rows = np.arange(fixed or len(batch)) % len(batch)  # a fixed batch is filled with repetitions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +96,7 @@ def collect(
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         with OnnxSession(path, threads=cores // workers) as session, ThreadPoolExecutor(workers) as pool:
-            fixed = _fixed_batch(session.inputs)
+            fixed = fixed_batch(session.inputs)
             size = fixed or _batch_size(session, samples, tensors, workers)
             pending: deque[Future[None]] = deque()
             for batch in batches(samples, size):
@@ -136,9 +136,10 @@ def _add_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
 
 
-def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
-    sizes = {spec.shape[0] for spec in inputs if spec.shape}
-    return next((s for s in sizes if isinstance(s, int)), None)
+def fixed_batch(inputs: Iterable[TensorSpec]) -> int | None:
+    """Return the batch that a graph is fixed to, by the first of its inputs whose first axis is a number, or None."""
+    sizes = [spec.shape[0] for spec in inputs if spec.shape]
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _batch_size(session: OnnxSession, samples: Samples, tensors: Sequence[str], workers: int) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from optimizer.calibration.collect import fixed_batch
 from optimizer.errors import StageError
 from optimizer.graph.differentiable import TorchGraph, fake_quantize
 from optimizer.graph.index import node_key
@@ -95,7 +96,7 @@ def refine(
         )
     rest = order[len(held) :]
     with _threads():
-        fixed = next((s.shape[0] for s in reference.inputs if s.shape and isinstance(s.shape[0], int)), None)
+        fixed = fixed_batch(reference.inputs)
         first = next(_batches(samples, groups, rest, fixed or 1, fixed))
         pair.check_reading(reference, first)
         size = fixed or _batch_size(pair.float32, first)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from optimizer.calibration.collect import fixed_batch
 from optimizer.data.samples import Array, Sample, Samples, batches
 from optimizer.errors import StageError
 from optimizer.graph.affine import Float64
@@ -61,8 +62,7 @@ def infer_all(
     A batch that a graph of fixed batch needs more samples for is filled with its own from the start again.
     """
     given = dict(constants or {})
-    sizes = [s.shape[0] for s in session.inputs if s.shape and s.name not in given]
-    fixed = next((size for size in sizes if isinstance(size, int)), None)
+    fixed = fixed_batch(spec for spec in session.inputs if spec.name not in given)
     found: list[dict[str, Array]] = []
     for batch in batches(samples, fixed or _BATCH):
         rows = np.arange(fixed or len(batch)) % len(batch)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from optimizer.calibration.collect import fixed_batch
 from optimizer.data.samples import Array, Batch, Samples, batches
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
@@ -162,8 +163,7 @@ def measure_magnitudes(
 
 
 def _run(session: OnnxSession, samples: Samples, running: dict[str, RunningMagnitudes], progress: Progress) -> int:
-    axes = [spec.shape[0] for spec in session.inputs if spec.shape]
-    fixed = next((size for size in axes if isinstance(size, int)), None)
+    fixed = fixed_batch(session.inputs)
     done = 0
     for batch in batches(samples, fixed or _batch_size(session, samples, running)):
         feed: dict[str, Array] = dict(batch.inputs)
