@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from optimizer.runtime.session import Array, Feed, Session
 from optimizer.types import Artifact, TensorSpec
@@ -79,3 +79,7 @@ class Runner(ABC):
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Return the call that is timed: inputs and outputs already lie in the backend's own memory."""
         return self.session.bind(feed)
+
+    def trace(self, feed: Feed) -> list[dict[str, Any]]:
+        """Return one observed inference as Trace Event Format events; see `Session.trace`."""
+        return self.session.trace(feed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,17 @@ def write_delivered(path: Path, quantized: Quantized, wish: Wish) -> Receipt:
             where=wish.stage,
             hint=advice(share, wish),
         )
-    rows = layer_rows(path, receipt, wish.precision, quantized.left, quantized.kept)
+    write_rows(path, receipt, wish.precision, quantized.left, quantized.kept)
+    return receipt
+
+
+def write_rows(
+    path: Path, receipt: Receipt, precision: str, left: Mapping[str, str], kept: Collection[str] = ()
+) -> None:
+    """Write the receipt of a graph beside it; `left` and `kept` are those of `layer_rows`."""
+    rows = layer_rows(path, receipt, precision, left, kept)
     text = json.dumps(document(rows, receipt, "tensorrt"), indent=1, ensure_ascii=False)
     (path.parent / FILE).write_text(f"{text}\n", encoding="utf-8")
-    return receipt
 
 
 def advice(share: float, wish: Wish) -> str:

@@ -18,7 +18,7 @@ from optimizer.graph.formats import FORMATS, NarrowFormat
 from optimizer.graph.index import attribute, free_name, node_key, subgraphs
 from optimizer.graph.magnitudes import Measured
 from optimizer.graph.narrow_interface import narrow_interface, refuse_interface
-from optimizer.graph.precision import Decision, Kind, decide
+from optimizer.graph.precision import LISTED, Decision, Kind, decide
 from optimizer.graph.typed import infer_types
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -49,6 +49,11 @@ class CastReport:
     def reasons(self) -> list[tuple[str, list[str]]]:
         """Return the kept nodes grouped by reason, largest group first."""
         return _grouped(self.kept)
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """The nodes that stay float32 because `keep` lists them."""
+        return frozenset(node for node, reason in self.kept.items() if reason.startswith(LISTED))
 
     def sentences(self) -> list[str]:
         """Return what a report says: counts, then the reasons with the first nodes of each."""

@@ -46,7 +46,17 @@ def render_html(report: Report) -> str:
 
     script, style = _asset("report.js"), _asset("report.css")
     batch = gate_batch(report)
-    rows = [{**asdict(r), "metrics": r.metrics, "bar": Markup(bars.delivered(r.shares))} for r in view.rows(report)]
+    found = view.rows(report)
+    shared = view.shared_reasons(found)
+    rows = [
+        {
+            **asdict(r),
+            "metrics": r.metrics,
+            "bar": Markup(bars.delivered(r.shares)),
+            "own_reasons": [said for said in r.reasons if said not in shared],
+        }
+        for r in found
+    ]
     details = (
         tables.gate_table(report),
         tables.accuracy_table(report),
@@ -64,6 +74,7 @@ def render_html(report: Report) -> str:
         "batch": batch,
         "metrics": [{"name": m, "direction": _direction(report, m)} for m in view.metric_names(report)],
         "rows": rows,
+        "shared": shared,
         "plots": [{**asdict(f), "markup": Markup(f.markup)} for f in _figures(report, batch)],
         "details": details,
         "layers": precision.layer_tables(report, _LAYERS),

@@ -80,7 +80,9 @@ def _candidates(report: Report) -> list[str]:
     title += ["Size", "Precision delivered", "SQNR"]
     numbers = set(range(3, len(title) - 2)) | {len(title) - 1}
     rows, said = [], []
-    for row in view.rows(report):
+    found = view.rows(report)
+    shared = view.shared_reasons(found)
+    for row in found:
         mark = " **recommended**" if row.recommended_on else ""
         cells = [f"{escape(row.name)}{mark}", row.status, row.verdict, _with(row.speedup, row.speedup_interval)]
         cells += [row.latency, row.throughput]
@@ -90,11 +92,8 @@ def _candidates(report: Report) -> list[str]:
         shares = ", ".join(f"{name} {text}" for name, text, _ in row.shares) or f"{row.requested} requested"
         delivered = f"{escape(shares)} (**{escape(row.undelivered)}**)" if row.undelivered else escape(shares)
         rows.append([*cells, _with(row.size, row.size_ratio), delivered, row.sqnr])
-        computed = (
-            [f"Accuracy computed by: {row.accuracy_runtime}."] if row.status == "built" and row.accuracy_runtime else []
-        )
-        for reason in (*row.reasons, *computed):
-            said.append(f"- {escape(row.name)}: {escape(reason)}")
+        said += [f"- {escape(row.name)}: {escape(reason)}" for reason in row.reasons if reason not in shared]
+    said += [f"- {escape(', '.join(names))}: {escape(reason)}" for reason, names in shared.items()]
     return [*grid([escape(t) for t in title], rows, numbers), "", *said]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optimizer.report.view import worst_sqnr
 from optimizer.results import CandidateReport, Report
 
 
@@ -9,13 +10,22 @@ def render_summary(report: Report) -> str:
     """Return the verdict and one line for each candidate, aligned."""
     batch = next((b for c in report.candidates for b in (c.latency_ms or {})), None)
     rows = [_row(c, report, batch) for c in report.candidates]
-    head = ("candidate", "status", *list(report.metrics)[:1], f"p50 ms @{batch}" if batch else "", "speedup", "verdict")
+    timed = f"p50 ms @{batch}" if batch else ""
+    head = ("candidate", "status", *list(report.metrics)[:1], "SQNR", timed, "speedup", "verdict")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
-    shipped = ", ".join(f"{name} ({device})" for device, name in report.recommended.items()) or "nothing"
     reasons = [f"  {reason}" for reason in report.verdict.reasons[:3]]
     notes = [f"note: {note}" for note in report.notes]
-    return "\n".join([*lines, *notes, f"verdict: {report.verdict.status}; recommended: {shipped}", *reasons])
+    return "\n".join([*lines, *notes, _verdict(report), *reasons])
+
+
+def _verdict(report: Report) -> str:
+    """Return the last word; what failed is not hidden behind a pass."""
+    shipped = ", ".join(f"{name} ({device})" for device, name in report.recommended.items()) or "nothing"
+    others = [c for c in report.candidates if c.name != report.baseline]
+    failed = sum(c.status == "failed" for c in others)
+    fallen = f"; {failed} of {len(others)} candidates failed" if failed else ""
+    return f"verdict: {report.verdict.status}{fallen}; recommended: {shipped}"
 
 
 def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple[str, ...]:
@@ -31,6 +41,7 @@ def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple
         candidate.name,
         candidate.status,
         *accuracy,
+        worst_sqnr(candidate),
         f"{latency.p50:.3f}" if latency else "-",
         f"{ratio.value:.2f}x" if ratio else "-",
         verdict,

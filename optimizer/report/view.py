@@ -85,7 +85,6 @@ class Row:
     size_ratio: str
     verdict: str
     reasons: tuple[str, ...]
-    accuracy_runtime: str
 
 
 def headline(report: Report) -> Headline:
@@ -209,7 +208,7 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
         shares=fmt.shares(c.precision.delivered),
         undelivered=undelivered(c),
         metrics=tuple(_metric_cell(c, m) for m in metric_names(report)),
-        sqnr=_worst_sqnr(c),
+        sqnr=worst_sqnr(c),
         latency=fmt.ms(latency.p50) if latency else fmt.DASH,
         tail=f"p99 {fmt.ms(latency.p99, unit=False)}" if latency else "",
         throughput=fmt.rate(throughput) if throughput is not None else fmt.DASH,
@@ -219,7 +218,6 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
         size_ratio=size_ratio(c.artifact.bytes, base_bytes) if c.artifact else "",
         verdict=_verdict(report, c),
         reasons=_reasons(c),
-        accuracy_runtime=(c.accuracy_runtime or "").rstrip("."),
     )
 
 
@@ -241,7 +239,8 @@ def _metric_cell(c: CandidateReport, metric: str) -> MetricCell | None:
     return MetricCell(own(value.value), fmt.interval(value.ci95, own), *change)
 
 
-def _worst_sqnr(c: CandidateReport) -> str:
+def worst_sqnr(c: CandidateReport) -> str:
+    """Return the SQNR of the worst output against the baseline's."""
     known = [n.sqnr_db for n in c.numerics.values() if n.sqnr_db is not None]
     if known:
         return fmt.decibel(min(known))
@@ -256,11 +255,22 @@ def _verdict(report: Report, c: CandidateReport) -> str:
     return "failed" if c.status == "failed" else "not judged"
 
 
+def shared_reasons(found: tuple[Row, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the sentences that several rows have in common, with the names of those rows: said once, below all."""
+    names: dict[str, list[str]] = {}
+    for row in found:
+        for reason in row.reasons:
+            names.setdefault(reason, []).append(row.name)
+    return {reason: tuple(users) for reason, users in names.items() if len(users) > 1}
+
+
 def _reasons(c: CandidateReport) -> tuple[str, ...]:
     """Return what must be said below a row: why it is not measured, or why it does not pass."""
     said = [c.reason] if c.reason else []
     if c.verdict is not None and c.verdict.status != "pass":
         said.extend(c.verdict.reasons)
+    if c.status == "built" and c.accuracy_runtime:
+        said.append(f"Accuracy computed by: {c.accuracy_runtime.rstrip('.')}.")
     return tuple(said)
 
 

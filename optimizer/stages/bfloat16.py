@@ -20,6 +20,7 @@ class BFloat16(Stage):
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     optional: ClassVar[frozenset[str]] = frozenset({"samples"})
     produces: ClassVar[Format] = "onnx"
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     # One rounding to bfloat16 (u = 2^-8) leaves 20 log10(sqrt(3) / u) = 53 dB; n independent ones of equal weight leave
     # 53 - 10 log10(n), and a network of some 60 operators 35. Measured: ResNet-20 40 dB.
@@ -34,17 +35,20 @@ class BFloat16(Stage):
     )
 
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
-        """Write the strongly typed graph and note which nodes stayed float32.
+        """Write the strongly typed graph with its receipt by layer, and note which nodes stayed float32.
 
         Raises: StageError when the graph is already typed, when its opset has no bfloat16 convolutions, when `keep`
         names what it does not hold, when nothing became bfloat16, and for samples that are too few or NaN.
         """
         from optimizer.calibration.ranges import measure_if_given
         from optimizer.graph.bfloat16 import convert_to_bfloat16
+        from optimizer.graph.delivered import write_rows
+        from optimizer.graph.receipt import graph_receipt
 
-        graph = sources["graph"].file
+        graph, path = sources["graph"].file, workdir / self.main_file
         measured = measure_if_given(sources, context, "digits were", self.name)
-        report = convert_to_bfloat16(graph, workdir / self.main_file, self.keep, measured)
+        report = convert_to_bfloat16(graph, path, self.keep, measured)
+        write_rows(path, graph_receipt(path), "bf16", report.kept, report.listed)
         for sentence in report.sentences():
             context.note(sentence)
 

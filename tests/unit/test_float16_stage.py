@@ -92,3 +92,14 @@ def test_a_module_is_kept_with_all_that_is_inside_it(tmp_path: Path) -> None:
     assert "float32: 2 x listed in keep (conv, relu)" in notes
     (head,) = (node for node in onnx.load(output.file).graph.node if node.name == "fc")
     assert head.metadata_props[0].value == "head"  # the receipt names modules: they outlive the pass
+
+
+def test_the_stage_writes_what_every_layer_computes_in_and_why_not_as_asked(tmp_path: Path) -> None:
+    from optimizer.graph.layers import read_rows
+
+    *_, output, _ = stage_run(tmp_path, cnn(), Float16(keep=("fc",)))
+    rows = {row.node: row for row in read_rows(output.path) or ()}
+    assert (rows["fc"].requested, rows["fc"].delivered, rows["fc"].reason) == ("fp32", "fp32", "listed in keep")
+    others = [row for row in rows.values() if row.node != "fc"]
+    assert others
+    assert all((row.requested, row.delivered, row.reason) == ("fp16", "fp16", "") for row in others)

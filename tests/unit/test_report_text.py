@@ -149,3 +149,20 @@ def test_a_rise_counts_against_a_metric_that_should_be_low() -> None:
     better["candidates"][5]["accuracy_delta"]["word_error_rate"].update(value=-0.02, ci95=[-0.03, -0.01])
     report = Report.model_validate_json(json.dumps(better))
     assert held(report, report.candidates[5])[0].outcome == "held"
+
+
+def test_a_reason_that_several_candidates_share_is_said_once_with_their_names() -> None:
+    report = sample("demo")
+    built = [c for c in report.candidates if c.status == "built"]
+    assert len({c.reason for c in built}) == 1, "the sample lost what this test is about"
+    text = render_markdown(report)
+    assert text.count(escape(str(built[0].reason))) == 1
+    assert f"- {', '.join(c.name for c in built)}: {escape(str(built[0].reason))}" in text
+
+
+def test_the_screen_ends_with_the_verdict_and_what_failed() -> None:
+    from optimizer.report.summary import render_summary
+
+    assert "candidates failed" not in render_summary(sample("gpu"))
+    *_, last = (line for line in render_summary(sample("demo")).splitlines() if line.startswith("verdict: "))
+    assert "1 of 8 candidates failed; recommended: " in last
