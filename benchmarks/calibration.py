@@ -5,11 +5,13 @@
 ResNet-18 has random weights (He initialisation, batch norm folded by the exporter), the pictures are generated: sums of
 a few waves, of another brightness each, so that neighbours resemble each other. Every measurement has a fresh child
 process, which first times the bare forward passes over the same pictures with the same batch and threads: `ratio` is
-calibration's time over theirs (our calibrator takes a smaller batch, which bounds its memory). Peak memory is that of
-the child (ru_maxrss). Ours finds all four ranges (MinMax, Percentile, Entropy, MSE) in the one pass; the stage's work
-is timed whole: reading the graph, the pass, the estimates, the noise test, writing the table. Peers run one method at a
-time, by default up to 128 pictures and with --full up to 512 (onnxruntime's Entropy and Percentile keep every
-activation: 15 GB at 512), MinMax without a limit. modelopt has its own environment, created here with pip (--modelopt
+calibration's time over theirs (our calibrator takes a smaller batch, which bounds its memory). Each tool's own modules
+are loaded before anything is timed. Peak memory is that of the child (ru_maxrss). Ours is asked for what an int8
+variant with float residual sums, the default, needs in either dialect (--residuals: what int8 sums need, too). It finds
+all four ranges (MinMax, Percentile, Entropy, MSE) in the one pass; the stage's work is timed whole: reading the graph,
+the pass, the estimates, the noise test, writing the table. Peers run one method at a time, by default up to 128
+pictures and with --full up to 512 (onnxruntime's Entropy and Percentile keep every activation: 15 GB at 512), MinMax
+without a limit. modelopt has its own environment, created here with pip (--modelopt
 names one that exists; "none" leaves it out).
 Goals: all four <= 1.5 x the forward passes from 512 pictures on; peak memory at 4,096 <= 1.1 x that at 32.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import itertools
 import json
 import os
@@ -130,7 +133,6 @@ def forward_seconds(path: pathlib.Path, held: list[Any], count: int, threads: in
 
 def ours(path: pathlib.Path, held: list[Any], count: int, folder: pathlib.Path) -> None:
     """Run the stage itself."""
-    sys.path.insert(0, str(ROOT))
     from optimizer.data.samples import Sample, Samples
     from optimizer.stage import StageContext
     from optimizer.stages.calibrate import Calibrate
@@ -151,7 +153,7 @@ def ours(path: pathlib.Path, held: list[Any], count: int, folder: pathlib.Path) 
         samples=lambda _: held_pictures,
     )
     sources = {"graph": Artifact("onnx", path, "0"), "samples": Artifact("data", folder, "1")}
-    Calibrate(method="entropy").run(sources, folder, context)
+    Calibrate(method="entropy", integer_sums=os.environ.get(RESIDUALS) == "1").run(sources, folder, context)
 
 
 def onnxruntime_calibrator(method: str) -> Callable[..., None]:
@@ -211,6 +213,12 @@ def modelopt(method: str) -> Callable[..., None]:
     return run
 
 
+RESIDUALS = "BENCHMARK_INT8_SUMS"
+MODULES = {
+    "ours": ("optimizer.stages.calibrate", "optimizer.calibration.collect", "optimizer.calibration.doctor"),
+    "ort": ("onnxruntime.quantization",),
+    "modelopt": ("modelopt.onnx.quantization",),
+}
 WORK: dict[str, Callable[..., None]] = {
     "ours": ours,
     "ort-minmax": onnxruntime_calibrator("MinMax"),
@@ -224,6 +232,9 @@ WORK: dict[str, Callable[..., None]] = {
 def child(tool: str, path: pathlib.Path, count: int) -> None:
     threads = len(os.sched_getaffinity(0))
     held = pictures()
+    sys.path.insert(0, str(ROOT))
+    for module in MODULES[tool.partition("-")[0]]:
+        importlib.import_module(module)
     before = forward_seconds(path, held, count, threads)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -281,6 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", default="32,128,512,4096", help="how many pictures, separated by commas")
     parser.add_argument("--full", action="store_true", help="peers up to 512 pictures: some take 15 GB")
+    parser.add_argument("--residuals", action="store_true", help="ours: read what int8 residual sums need, too")
     parser.add_argument("--modelopt", default="", help="an environment to use or create; none: without modelopt")
     parser.add_argument("--json", type=pathlib.Path, help="write the results here, e.g. into benchmarks/results/")
     parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
@@ -290,6 +302,7 @@ def main() -> None:
     if arguments.child:
         child(arguments.child, arguments.graph, counts[0])
         return
+    os.environ[RESIDUALS] = str(int(arguments.residuals))
     most = 512 if arguments.full else 128
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "resnet18.onnx"
@@ -314,6 +327,7 @@ def main() -> None:
         document = {
             "date": datetime.date.today().isoformat(),
             "machine": {"cpu": platform.processor() or platform.machine(), "threads": threads, "batch": BATCH},
+            "int8_sums": arguments.residuals,
             "load": list(os.getloadavg()),
             "rows": rows,
             "goals": goals(rows),

@@ -30,7 +30,7 @@ import numpy as np
 from calibration import modelopt_python  # beside this file
 from int8_quality import Bench, modelopt_quantized, onnxruntime_quantized, simplified
 
-from optimizer.calibration.probe import infer_all, mean_sqnr_db, outputs
+from optimizer.calibration.probe import Reference
 from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 from optimizer.judge import open_judge
 from optimizer.recipe.loader import load_recipe
@@ -74,7 +74,13 @@ def rows_of(folder: pathlib.Path, python: str) -> Iterator[dict[str, Any]]:
     graph, splits = simplified(load_recipe(RECIPE, {"data": str(folder)}), bench)
     import onnx
 
-    reference = outputs(onnx.load(graph.file), splits.evaluation)
+    with Reference(onnx.load(graph.file), splits.evaluation) as reference:
+        yield from measured(bench, python, graph, splits, reference)
+
+
+def measured(bench: Bench, python: str, graph: Any, splits: Any, reference: Reference) -> Iterator[dict[str, Any]]:
+    """Yield a row per tool, measured against the float32 graph's outputs."""
+    folder = bench.folder
     feeds = [{name: values[None] for name, values in s.inputs.items()} for s in splits.calibration]
     half = bench.run(Float16(), {"graph": graph, "samples": graph})
     judge, sentence = open_judge(half.file)
@@ -83,7 +89,7 @@ def rows_of(folder: pathlib.Path, python: str) -> Iterator[dict[str, Any]]:
             "tool": "optimize",
             "options": "fp16",
             "dialect": sentence,
-            "sqnr_db": mean_sqnr_db(reference, infer_all(judge, splits.evaluation)),
+            "sqnr_db": reference.sqnr_db(judge),
         }
     work = [("tensorrt", "optimize", name) for name in OURS] + [("cpu", "optimize", "smooth_quant")]
     work += [("tensorrt", "onnxruntime", "MinMax"), ("cpu", "onnxruntime", "MinMax"), ("cpu", "onnxruntime", "dynamic")]
@@ -105,7 +111,7 @@ def rows_of(folder: pathlib.Path, python: str) -> Iterator[dict[str, Any]]:
                 modelopt_quantized(python, name, graph.file, target, padded(splits.calibration))
             row["seconds"] = time.perf_counter() - started
             with OnnxSession(target, threads=len(os.sched_getaffinity(0)), optimize=dialect == "cpu") as session:
-                row["sqnr_db"] = mean_sqnr_db(reference, infer_all(session, splits.evaluation))
+                row["sqnr_db"] = reference.sqnr_db(session)
             receipt = graph_receipt(target) if dialect == "tensorrt" else onnxruntime_receipt(target)
             row["int8"] = receipt.shares.get("int8", 0.0)
         except Exception as error:  # a peer's failure is a result, not the end of the run

@@ -36,6 +36,8 @@ PACKAGES = (
     "Pillow",
     "scikit-learn",
     "nvidia-ml-py",
+    "openvino",
+    "mlcommons-loadgen",
 )
 # One module that several distributions provide: any of them answers for the first name.
 _ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
@@ -190,14 +192,14 @@ def gpu(index: int = 0) -> Gpu | None:
     except pynvml.NVMLError:
         return None
     try:
-        return _describe(pynvml, _visible(pynvml, index))
+        return _describe(pynvml, visible(pynvml, index))
     except pynvml.NVMLError:
         return None
     finally:
         pynvml.nvmlShutdown()
 
 
-def _visible(nvml: Any, index: int) -> Any:
+def visible(nvml: Any, index: int) -> Any:
     """Return NVML's handle of `cuda:index`: CUDA_VISIBLE_DEVICES renumbers, NVML does not."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from optimizer import errors
 from optimizer.errors import OptimizerError, StageError
+from optimizer.peak_memory import peak_rss_bytes
 
 # -P: the current folder must not shadow the standard library before the parent's search path is taken over.
 _START = (
@@ -30,8 +31,17 @@ _START = (
 )
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("std::bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory", "OutOfMemory")
+_NO_MEMORY = ("std::bad_alloc", "Cannot allocate memory", "Arena alloc failed")  # other words for a MemoryError
 _TAIL_BYTES = 16384
 _LINE_LENGTH = 300
+
+
+class OutOfTimeError(StageError):
+    """The child did not end in its time; `what` and `hint` say so, a caller may add which option gives more."""
+
+
+class OutOfMemoryError(StageError):
+    """The child ran out of memory: within its own limit, or all that the machine had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ def run_isolated(
     Whatever the child or native code in it prints goes to `log`. `what` locates the failure in the error's text.
     Units: `memory_bytes` bounds the child's private memory (Linux RLIMIT_DATA).
     Raises: the OptimizerError that the function raised, as itself; OSError when the disk is full; StageError for every
-    other end of the child.
+    other end of the child, OutOfTimeError and OutOfMemoryError among them.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="optimizer-") as folder, log.open("ab") as stream:
@@ -135,20 +145,21 @@ class _Failure:
     memory_bytes: int | None
 
     def raised(self, exception: Mapping[str, str]) -> StageError:
-        if exception["type"] == "MemoryError":
-            return self._error(f"ran out of memory{self._limit()}", self._more_memory())
+        if exception["type"] == "MemoryError" or any(sign in exception["message"] for sign in _NO_MEMORY):
+            return self._out_of_memory(f"ran out of memory{self._limit()}")
         text = " ".join(exception["message"].split())[:_LINE_LENGTH]
         said = f"{exception['type']}: {text}" if text else exception["type"]
         return StageError(said, where=self.what, hint=f"The traceback stands in the log.\nlog: {self.log}")
 
     def died(self, end: int | None, timeout_s: float | None, kernel_killed: bool) -> StageError:
         if end is None:
-            return self._error(f"did not finish within {timeout_s:g} s and was stopped", "Allow more time.")
+            happened = f"did not finish within {timeout_s:g} s and was stopped"
+            return self._error(happened, "Allow more time.", OutOfTimeError)
         if any(sign in self.last_line for sign in _OUT_OF_MEMORY):
-            return self._error(f"ran out of memory{self._limit()}", self._more_memory())
+            return self._out_of_memory(f"ran out of memory{self._limit()}")
         if end == -signal.SIGKILL:
             sure = "by the kernel, which was out of memory" if kernel_killed else "(probably for lack of memory)"
-            return self._error(f"was killed by SIGKILL {sure}", self._more_memory())
+            return self._out_of_memory(f"was killed by SIGKILL {sure}")
         if end < 0:
             name = signal.Signals(-end).name
             known = {"SIGSEGV": "a segmentation fault in native code", "SIGABRT": "native code aborted"}
@@ -158,15 +169,18 @@ class _Failure:
             )
         return self._error(f"ended with exit status {end} and no result", "The log holds what it printed.")
 
-    def _error(self, happened: str, advice: str) -> StageError:
+    def _error(self, happened: str, advice: str, kind: type[StageError] = StageError) -> StageError:
         said = f"\nlast line of the log: {self.last_line}" if self.last_line else ""
-        return StageError(f"the child process {happened}", where=self.what, hint=f"{advice}{said}\nlog: {self.log}")
+        return kind(f"the child process {happened}", where=self.what, hint=f"{advice}{said}\nlog: {self.log}")
 
     def _limit(self) -> str:
         return f" (limit: {self.memory_bytes / 2**20:.0f} MiB)" if self.memory_bytes else ""
 
-    def _more_memory(self) -> str:
-        return "Free memory, raise the limit, or use a smaller model, batch or profile."
+    def _out_of_memory(self, happened: str) -> StageError:
+        raised = ", raise the limit" if self.memory_bytes else ""
+        return self._error(
+            happened, f"Free memory{raised}, or use a smaller model, batch or profile.", OutOfMemoryError
+        )
 
 
 def _last_line(log: Path, start: int) -> str:
@@ -202,7 +216,7 @@ def _serve(request: Mapping[str, Any]) -> None:
     sys.excepthook = _answer_errors(response)
     module, _, name = request["function"].partition(":")
     value = getattr(importlib.import_module(module), name)(**request["arguments"])
-    response.write_text(json.dumps({"value": value, "peak_rss_bytes": _peak_rss_bytes()}), encoding="utf-8")
+    response.write_text(json.dumps({"value": value, "peak_rss_bytes": peak_rss_bytes()}), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
     # Native libraries crash in their destructors often enough; the answer is written, so leave without them.
@@ -234,14 +248,3 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _peak_rss_bytes() -> int:
-    """Return the peak resident memory of this process; ru_maxrss would count the parent's as well after a vfork."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

@@ -43,6 +43,8 @@ class Environment(_Part):
     packages: dict[str, str]
     threads: int = 1  # CPU threads of every runner while measuring
     affinity: tuple[int, ...] = ()  # the processors that measuring was pinned to
+    # by batch: what the machine did meanwhile
+    surroundings: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class Precision(_Part):
@@ -97,6 +99,23 @@ class Latency(_Part):
     samples: int
     warmup: int
     stable: bool
+    cv: float | None = None  # coefficient of variation of the samples
+    p50_ci95: Interval | None = None
+    rounds: int = 0
+    openings: int = 1  # how often the candidate was opened anew
+    disturbed_rounds: int = 0
+    disturbed: bool = False  # rounds that count were disturbed
+    unstable: str | None = None  # what did not hold still
+
+
+class Difference(_Part):
+    """Slower or faster than the baseline: a strict interval outside a tolerance; a ratio above 1 is slower."""
+
+    kind: Literal["faster", "slower", "same within tolerance", "undecided"]
+    ratio: float
+    interval: Interval
+    level: float
+    tolerance: float
 
 
 class Speedup(_Part):
@@ -104,6 +123,7 @@ class Speedup(_Part):
 
     value: float
     ci95: Interval
+    difference: Difference | None = None
 
 
 class Verdict(_Part):
@@ -175,6 +195,14 @@ class CandidateReport(_Part):
     verdict: Verdict | None = None
     layers: tuple[LayerPrecision, ...] = ()  # those with most multiply-accumulates first
     layer_count: int = 0  # how many there are; the artifact's receipt.json has all
+    memory: dict[str, Any] | None = None  # of a process that holds this candidate alone
+    energy: dict[str, Any] | None = None
+    scenario: dict[str, Any] | None = None  # MLPerf LoadGen's verdict and numbers
+    sweep: dict[str, Any] | None = None  # latency and throughput over the batch
+    concurrency: tuple[dict[str, Any], ...] = ()
+    execution: dict[str, Any] = Field(default_factory=dict)  # what a session on a GPU says of graphs, nodes, copies
+    proof: tuple[str, ...] = ()  # at which sizes its outputs were held against what, and how far they are
+    trtexec: str | None = None  # of an engine: the command line of NVIDIA's tool that builds the like
 
 
 class StageReport(_Part):
@@ -189,6 +217,7 @@ class StageReport(_Part):
     peak_rss_bytes: int
     output_sha256: str | None
     notes: tuple[str, ...] = ()
+    started_s: float | None = None  # after the build's start; null where it did not run
 
 
 class Report(_Part):

@@ -46,7 +46,7 @@ class StageContext:
 
 
 class Stage(BaseModel, ABC):
-    """A step of the build. Fields are its parameters, and all of them stand in its key."""
+    """A step of the build. Fields are its parameters; all that can change the output stand in its key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -29,6 +29,8 @@ _SHARES: Mapping[str, tuple[float, str]] = {
 _ENGINES = ("tensorrt", "tensorrt_rtx")
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime_tensorrt": ("onnxruntime-gpu", "tensorrt"),
+    "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt_rtx"),
 }

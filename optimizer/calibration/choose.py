@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 import onnx
 
-from optimizer.calibration.probe import infer_all, mean_sqnr_db, outputs
+from optimizer.calibration.probe import Reference
 from optimizer.calibration.table import CalibrationTable
 from optimizer.data.samples import Array, Samples
 from optimizer.graph.affine import asymmetric, symmetric
@@ -73,18 +73,22 @@ def choose(
     Raises: StageError for a graph without a float output.
     """
     choosing, judging = data
-    with _Trials(quantized, float32, table, dialect) as trials:
-        uniform = {m: trials.sqnr_db(trials.everywhere(m), choosing) for m in trials.methods}
+    with (
+        _Trials(quantized, table, dialect) as trials,
+        Reference(float32, choosing) as chosen_by,
+        Reference(float32, judging) as judged_by,
+    ):
+        uniform = {m: trials.sqnr_db(trials.everywhere(m), chosen_by) for m in trials.methods}
         start = max(uniform, key=lambda method: uniform[method])
         best, choice = uniform[start], dict(trials.everywhere(start))
         for number, root in enumerate(trials.roots):
             for method in trials.alternatives(root, choice[root]):
-                tried = trials.sqnr_db({**choice, root: method}, choosing)
+                tried = trials.sqnr_db({**choice, root: method}, chosen_by)
                 if tried > best + _NOISE_DB:
                     best, choice = tried, {**choice, root: method}
             progress(number + 1, len(trials.roots))
-        judged = {m: trials.sqnr_db(trials.everywhere(m), judging) for m in trials.methods}
-        db = trials.sqnr_db(choice, judging)
+        judged = {m: trials.sqnr_db(trials.everywhere(m), judged_by) for m in trials.methods}
+        db = trials.sqnr_db(choice, judged_by)
     single = max(judged, key=lambda method: judged[method])
     if db < judged[single] + _GAIN_DB:
         choice, db = dict.fromkeys(trials.roots, single), judged[single]
@@ -95,17 +99,13 @@ def choose(
 class _Trials:
     """A quantized graph whose scales and zero points are inputs: another choice is another feed."""
 
-    def __init__(
-        self, quantized: Quantized, float32: onnx.ModelProto, table: CalibrationTable, dialect: Dialect
-    ) -> None:
+    def __init__(self, quantized: Quantized, table: CalibrationTable, dialect: Dialect) -> None:
         self.table = table
         self.affine = symmetric if dialect == "tensorrt" else asymmetric
         free = set(shared_scales(GraphIndex(quantized.model)))
         self.parameters = {root: names for root, names in quantized.parameters.items() if names[0] in free}
         self.roots = sorted(self.parameters)
         self.methods: tuple[str, ...] = tuple(next(iter(table.tensors.values())).methods)
-        self.references: dict[int, list[dict[str, Array]]] = {}
-        self._float32 = float32
         self._groups = quantized.groups
         self._folder = tempfile.TemporaryDirectory(prefix="choose-")
         model = copy_model(quantized.model)
@@ -142,7 +142,7 @@ class _Trials:
                 found.append(method)
         return found
 
-    def sqnr_db(self, choice: Mapping[str, str], samples: Samples) -> float:
+    def sqnr_db(self, choice: Mapping[str, str], reference: Reference) -> float:
         """Return the SQNR of the float outputs against the float32 graph, in dB."""
         feed: dict[str, Array] = {}
         for root, method in choice.items():
@@ -150,9 +150,7 @@ class _Trials:
             scale, zero_point = self.parameters[root]
             feed[scale] = np.asarray(affine.scale, dtype=np.float32)
             feed[zero_point] = np.asarray(affine.zero_point, dtype=affine.dtype)
-        if id(samples) not in self.references:
-            self.references[id(samples)] = outputs(self._float32, samples)
-        return mean_sqnr_db(self.references[id(samples)], infer_all(self._session, samples, feed))
+        return reference.sqnr_db(self._session, feed)
 
     def _scales_as_inputs(self, graph: onnx.GraphProto) -> None:
         names = {name for pair in self.parameters.values() for name in pair}

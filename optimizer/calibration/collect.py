@@ -15,9 +15,11 @@ from typing import Literal
 import numpy as np
 import onnx
 
+from optimizer.calibration.batching import Fit, fitting_batches
 from optimizer.calibration.histogram import RunningHistogram
 from optimizer.calibration.noise import NoiseTest
-from optimizer.data.samples import Array, Batch, Samples, batches
+from optimizer.calibration.reading import stand_ins
+from optimizer.data.samples import Array, Batch, Samples
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
 from optimizer.runtime.onnx import OnnxSession
@@ -26,7 +28,7 @@ from optimizer.types import TensorSpec
 # A larger batch is no faster on a CPU, and holds more activations at once.
 BATCH = 16
 # Activations held at once: large pictures come in smaller batches.
-_BUDGET_BYTES = 128 << 20
+_BUDGET_BYTES = 64 << 20
 # Batches run side by side, each on its share of the processors: while one is counted in numpy, mostly under the
 # interpreter's lock, another is inferred. Histograms do not depend on the order in which they are fed.
 _MOST_WORKERS = 4
@@ -38,7 +40,11 @@ Histograms = Mapping[str, RunningHistogram]
 
 @dataclass(slots=True)
 class Collected:
-    """What one pass found. `repeated` counts samples run twice to fill the last batch of a graph of fixed batch."""
+    """What one pass found. `repeated` counts samples run twice to fill the last batch of a graph of fixed batch.
+
+    `histograms` are those of the tensors that were read; once the pass is over, tensors that one of them stood in for
+    share its histogram.
+    """
 
     histograms: dict[str, RunningHistogram]
     role: Role = "calibration"
@@ -75,9 +81,10 @@ def collect(
     watch: Watch | None = None,
     role: Role = "calibration",
 ) -> Collected:
-    """Return a histogram per tensor over all samples; `model` gets them as outputs.
+    """Return a histogram per tensor over all samples; `model` gets what is read as outputs.
 
-    Samples of unlike shapes run in batches of their own; none is left out.
+    Samples of unlike shapes run in batches of their own, each as large as the budget allows that shape; none is left
+    out. A tensor for which another stands (`stand_ins`) shares its histogram.
     Memory: the activations of a batch per worker, and 64 KiB a tensor; nothing of a batch outlives it.
     Raises: StageError for no samples, fewer than announced, values that are NaN or infinite, or, where they calibrate,
     samples that are all alike.
@@ -86,10 +93,10 @@ def collect(
         raise StageError(
             "holds no samples", where=f"{role} data", hint=f"Check data.{role}: the split's name, its place."
         )
-    collected = Collected(
-        {name: RunningHistogram() for name in tensors}, role, locks={name: Lock() for name in tensors}
-    )
-    _add_outputs(model, tensors)
+    standing = stand_ins(model, tensors)
+    read = sorted(set(standing.values()))
+    collected = Collected({name: RunningHistogram() for name in read}, role, locks={name: Lock() for name in read})
+    _add_outputs(model, read)
     cores = len(os.sched_getaffinity(0))
     workers = min(cores, _MOST_WORKERS)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
@@ -97,12 +104,12 @@ def collect(
         save_model(model, path)
         with OnnxSession(path, threads=cores // workers) as session, ThreadPoolExecutor(workers) as pool:
             fixed = fixed_batch(session.inputs)
-            size = fixed or _batch_size(session, samples, tensors, workers)
+            fit = Fit(BATCH, _BUDGET_BYTES // workers)
             pending: deque[Future[None]] = deque()
-            for batch in batches(samples, size):
+            for batch in fitting_batches(samples, (lambda _: fixed) if fixed else fit.size):
                 _check_inputs(batch, collected)
                 feed = _filled(batch, fixed, collected)
-                pending.append(pool.submit(_fold, session, batch, feed, collected))
+                pending.append(pool.submit(_fold, session, batch, feed, collected, fit))
                 before, collected.samples = collected.samples, collected.samples + len(batch)
                 due = watch is not None and watch.due(before, collected.samples, len(samples))
                 # Errors come in the order of the samples, and no more batches are held than are worked on.
@@ -114,6 +121,7 @@ def collect(
             for last in pending:
                 last.result()
     _check_complete(collected, len(samples))
+    collected.histograms = {name: collected.histograms[standing[name]] for name in tensors}
     return collected
 
 
@@ -142,14 +150,6 @@ def fixed_batch(inputs: Iterable[TensorSpec]) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-def _batch_size(session: OnnxSession, samples: Samples, tensors: Sequence[str], workers: int) -> int:
-    """Return how many samples' activations fit the budget, by running the first one."""
-    first = samples[0]
-    outputs = session.infer({name: array[np.newaxis] for name, array in first.inputs.items()})
-    each = sum(outputs[name].nbytes for name in tensors if name in outputs)
-    return max(1, min(BATCH, _BUDGET_BYTES // max(each * workers, 1)))
-
-
 def _filled(batch: Batch, fixed: int | None, collected: Collected) -> dict[str, Array]:
     missing = fixed - len(batch) if fixed else 0
     if not missing:
@@ -158,8 +158,13 @@ def _filled(batch: Batch, fixed: int | None, collected: Collected) -> dict[str, 
     return {name: _fill(array, missing) for name, array in batch.inputs.items()}
 
 
-def _fold(session: OnnxSession, batch: Batch, feed: dict[str, Array], collected: Collected) -> None:
-    outputs: dict[str, Array] = session.infer(feed)
+def _fold(session: OnnxSession, batch: Batch, feed: dict[str, Array], collected: Collected, fit: Fit) -> None:
+    held = 0
+    try:
+        outputs: dict[str, Array] = session.infer(feed)
+        held = sum(outputs[name].nbytes for name in collected.histograms if name in outputs)
+    finally:
+        fit.took(batch, held)  # whatever happened: another thread waits for it
     for name, histogram in collected.histograms.items():
         values = feed[name] if name in feed else outputs.pop(name)
         with collected.locks[name]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from optimizer.calibration.estimators import Estimate
 from optimizer.calibration.histogram import BINS, RunningHistogram
-from optimizer.calibration.rounding_error import sqnr_db
+from optimizer.calibration.rounding_error import sqnr_db, unsigned_sqnr_db
 from optimizer.calibration.table import CalibrationTable, MethodRange, TensorRange
 
 # A magnitude that still moves by more than this over the last quarter of the samples wants more of them.
@@ -47,6 +47,14 @@ def expected_sqnr_db(histogram: RunningHistogram, magnitude: float) -> float | N
     return sqnr_db(counts[BINS:] + counts[:BINS][::-1], magnitude / histogram.bin_width)
 
 
+def expected_unsigned_sqnr_db(histogram: RunningHistogram, low: float, high: float) -> float | None:
+    """Return the SQNR in dB that uint8 over [low, high] and zero leaves; None where there is no signal."""
+    counts = histogram.counts.astype(np.float64)
+    counts[BINS] -= histogram.zeros
+    width = histogram.bin_width
+    return unsigned_sqnr_db(counts, BINS, max(-low, 0.0) / width, max(high, 0.0) / width)
+
+
 def examine(histogram: RunningHistogram, estimate: Estimate, earlier: tuple[float, ...] = ()) -> MethodRange:
     """Return a method's range together with what it costs."""
     magnitude = estimate.magnitude
@@ -57,6 +65,7 @@ def examine(histogram: RunningHistogram, estimate: Estimate, earlier: tuple[floa
         clipped=clipped_share(histogram, -magnitude, magnitude),
         sqnr_db=expected_sqnr_db(histogram, magnitude),
         earlier=earlier,
+        unsigned_sqnr_db=expected_unsigned_sqnr_db(histogram, estimate.low, estimate.high),
     )
 
 
@@ -69,6 +78,7 @@ class Health:
     unsettled: float | None
     clipped: float
     sqnr_db: float | None
+    unsigned_sqnr_db: float | None = None
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -79,7 +89,8 @@ class Health:
             return ("constant",)
         found = []
         if self.sqnr_db is not None and self.sqnr_db < POOR_DB:
-            found.append(f"int8 alone leaves {self.sqnr_db:.1f} dB")
+            unsigned = f", uint8 {self.unsigned_sqnr_db:.1f} dB" if self.unsigned_sqnr_db is not None else ""
+            found.append(f"int8 alone leaves {self.sqnr_db:.1f} dB{unsigned}")
         if self.unsettled is not None and self.unsettled > UNSETTLED:
             found.append(f"unsettled: moved by {self.unsettled:.0%} over the last quarter of the samples")
         if self.clipped > CLIPPED:
@@ -96,7 +107,7 @@ def health(name: str, tensor: TensorRange) -> Health:
     moved = None
     if chosen.earlier and chosen.magnitude > 0:
         moved = abs(chosen.magnitude - chosen.earlier[-1]) / chosen.magnitude
-    return Health(name, state, moved, chosen.clipped, chosen.sqnr_db)
+    return Health(name, state, moved, chosen.clipped, chosen.sqnr_db, chosen.unsigned_sqnr_db)
 
 
 def patients(table: CalibrationTable) -> list[Health]:

@@ -46,16 +46,27 @@ class RunningHistogram:
             self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
             if largest := max(-low, high):  # zeros fall into the same bin whatever the range
                 self._grow(math.frexp(largest)[1])
-            # A power of two between 1 and 2**126 scales float32 exactly; magnitudes beyond 4,096 go by way of float64.
-            kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
-            scaled = room.view(kind)[: block.size]
-            np.multiply(block, kind(BINS * 2.0**-self.exponent), out=scaled, dtype=kind)
+            self._count(block, low, room, places)
+        return True
+
+    def _count(self, block: Array, low: float, room: npt.NDArray[np.float64], places: npt.NDArray[np.intp]) -> None:
+        # A power of two between 1 and 2**126 scales float32 exactly; magnitudes beyond 4,096 go by way of float64.
+        kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
+        scaled = room.view(kind)[: block.size]
+        np.multiply(block, kind(BINS * 2.0**-self.exponent), out=scaled, dtype=kind)
+        # Becoming whole numbers, below, rounds towards zero.
+        if low < 0:
             np.floor(scaled, out=scaled)
             np.add(scaled, kind(BINS), out=scaled)  # exact: whole numbers up to 8,192
-            bins = places[: block.size]
-            np.copyto(bins, scaled, casting="unsafe")
-            self.counts += np.bincount(bins, minlength=2 * BINS)
-        return True
+            np.copyto(places[: block.size], scaled, casting="unsafe")
+            self.counts += np.bincount(places[: block.size], minlength=2 * BINS)
+            return
+        np.copyto(places[: block.size], scaled, casting="unsafe")
+        # Of a Relu's result half is zero: each increment of the one bin would wait for the one before it. Every other
+        # value is counted in bins of its own.
+        bins = places[: block.size]
+        bins[1::2] += BINS
+        self.counts[BINS:] += np.bincount(bins, minlength=2 * BINS).reshape(2, BINS).sum(axis=0)
 
     @property
     def total(self) -> int:

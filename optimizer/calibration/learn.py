@@ -12,8 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,11 @@ import numpy as np
 import onnx
 
 from optimizer.calibration.collect import fixed_batch
+from optimizer.calibration.learning_batches import Feed, Group, LearningBatches, feed_of, groups_of
 from optimizer.errors import StageError
 from optimizer.graph.differentiable import TorchGraph, fake_quantize
 from optimizer.graph.index import node_key
 from optimizer.graph.learnable import Learnable, find, write_back
-from optimizer.runtime.session import Array
 
 if TYPE_CHECKING:
     from optimizer.data.samples import Samples
@@ -39,14 +38,12 @@ _KEPT = 3
 _WEIGHT_RATE, _SCALE_RATE = 0.003, 0.003
 # One of so many samples is held out, to tell learning from memorising.
 _HELD_OUT, _MOST_HELD_OUT = 8, 64
-_MOST_CORRECTING = 128
 # The interpretation in torch against itself in another order of summation; a wrong operator differs in the first digit.
 _AGREES_DB = 60.0
 _HINT = "Take learning out of the variant's options: rounding: nearest. Please report the model."
 # A scale that is learned stays above this share of what calibration found: it must not reach zero.
 _LEAST_SCALE = 0.1
 
-Feed = Mapping[str, Array]
 Progress = Callable[[int, int], None]
 
 
@@ -81,13 +78,14 @@ def refine(
 
     `reference` executes `float32`: torch's reading of the graph is held against it first. What does not improve
     held-out samples is not kept. A graph of fixed batch gets its last batch filled with samples of the same.
-    Memory: what a batch's activations and their gradients take, by a budget; samples are read again in every pass.
+    Memory: what a batch's activations and their gradients take, by a budget for each shape; samples are read again in
+    every pass.
     Numeric: deterministic for a number of threads. Raises: StageError for an operator without a known gradient, too few
     samples, or a graph without a float output.
     """
     learnable = find(quantized, float32)
     pair = _Pair(TorchGraph(float32), TorchGraph(quantized), learnable)
-    groups = _groups(samples)
+    groups = groups_of(samples)
     order = np.random.default_rng(0).permutation(len(samples))
     held = order[: min(_MOST_HELD_OUT, len(samples) // _HELD_OUT)]
     if len(held) == 0:
@@ -97,26 +95,23 @@ def refine(
     rest = order[len(held) :]
     with _threads():
         fixed = fixed_batch(reference.inputs)
-        first = next(_batches(samples, groups, rest, fixed or 1, fixed))
-        pair.check_reading(reference, first)
-        size = fixed or _batch_size(pair.float32, first)
-        judged = list(_batches(samples, groups, held, size, fixed))
-        before = pair.sqnr_db(judged)
+        one = feed_of(samples, [int(rest[0])] * (fixed or 1))
+        pair.check_reading(reference, one)
+        data = LearningBatches(samples, groups, fixed, _sizes(pair.float32, samples, groups, fixed))
+        before = pair.sqnr_db(data.of(held))
         if how.correct_biases:
-            _correct_biases(
-                pair, _largest_group(samples, groups, rest, fixed or min(size * _KEPT, _MOST_CORRECTING), fixed)
-            )
-        optimizer, schedule = _optimizer(pair, how.passes * _steps(groups, rest, size))
+            _correct_biases(pair, data.largest(rest))
+        optimizer, schedule = _optimizer(pair, how.passes * data.steps(rest))
         for number in range(how.passes):
             shuffled = np.random.default_rng(number + 1).permutation(rest)
-            for feed in _batches(samples, groups, shuffled, size, fixed):
+            for feed in data.of(shuffled):
                 optimizer.zero_grad()
                 pair.loss(feed).backward()
                 optimizer.step()
                 pair.bound_scales()
                 schedule.step()
             progress(number + 1, how.passes)
-        after = pair.sqnr_db(judged)
+        after = pair.sqnr_db(data.of(held))
     # Judged once, at the end: the best of many passes on few samples would be chance.
     if after > before:
         write_back(quantized, learnable, {n: t.detach().numpy() for n, t in pair.parameters.items()})
@@ -194,7 +189,7 @@ class _Pair:
         terms = [((y - x) ** 2).mean() / (x**2).mean().clamp_min(1e-12) for x, y in self.both(feed)]
         return sum(terms[1:], terms[0])
 
-    def sqnr_db(self, feeds: Sequence[Feed]) -> float:
+    def sqnr_db(self, feeds: Iterable[Feed]) -> float:
         """Return 10 log10 of power by squared error over all batches, the mean of the outputs', in dB."""
         import torch
 
@@ -253,40 +248,12 @@ def _correct_biases(pair: _Pair, feed: Feed) -> None:
         pair.quantized.run(feed, pair.learned(), observe=correct)
 
 
-def _groups(samples: Samples) -> list[tuple[tuple[int, ...], ...]]:
-    """Return each sample's shapes: only samples of the same make a batch."""
-    return [tuple(array.shape for array in samples[i].inputs.values()) for i in range(len(samples))]
-
-
-def _batches(
-    samples: Samples, shapes: Sequence[Any], chosen: Sequence[int] | Array, size: int, fixed: int | None = None
-) -> Iterator[Feed]:
-    """Yield the chosen samples in batches of one shape, in their order as far as shapes allow."""
-    waiting: dict[Any, list[int]] = {}
-    for index in map(int, chosen):
-        group = waiting.setdefault(shapes[index], [])
-        group.append(index)
-        if len(group) == size:
-            yield _feed(samples, waiting.pop(shapes[index]))
-    for group in waiting.values():
-        yield _feed(samples, [group[i % len(group)] for i in range(fixed or len(group))])
-
-
-def _steps(shapes: Sequence[Any], chosen: Array, size: int) -> int:
-    """Return how many batches a pass makes: only samples of one shape share one."""
-    return sum(math.ceil(count / size) for count in Counter(shapes[int(i)] for i in chosen).values())
-
-
-def _largest_group(samples: Samples, shapes: Sequence[Any], chosen: Array, size: int, fixed: int | None) -> Feed:
-    """Return a batch of the shape that most of the samples have."""
-    common = Counter(shapes[int(i)] for i in chosen).most_common(1)[0][0]
-    alike = [int(i) for i in chosen if shapes[int(i)] == common]
-    return next(_batches(samples, shapes, alike, size, fixed))
-
-
-def _feed(samples: Samples, indices: Sequence[int] | Array) -> Feed:
-    picked = [samples[int(i)].inputs for i in indices]
-    return {name: np.stack([inputs[name] for inputs in picked]) for name in picked[0]}
+def _sizes(graph: TorchGraph, samples: Samples, groups: Sequence[Group], fixed: int | None) -> dict[Group, int]:
+    """Return how many samples of each shape make a batch: its activations fit the budget, measured on one of them."""
+    if fixed:
+        return dict.fromkeys(groups, fixed)
+    first = {group: index for index, group in reversed(list(enumerate(groups)))}
+    return {group: _batch_size(graph, feed_of(samples, [index])) for group, index in first.items()}
 
 
 def _batch_size(graph: TorchGraph, feed: Feed) -> int:

@@ -1,24 +1,33 @@
-"""Run a graph over some samples and measure its floating-point outputs: what trials are judged by."""
+"""Run a graph over some samples and measure its floating-point outputs: what trials are judged by.
+
+A language model's outputs on 256 samples are gigabytes. So errors are summed batch by batch, and of the reference only
+what fits a budget is kept; the rest is computed again in every trial.
+"""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import onnx
 
+from optimizer.calibration.batching import Fit, fitting_batches
 from optimizer.calibration.collect import fixed_batch
-from optimizer.data.samples import Array, Sample, Samples, batches
+from optimizer.data.samples import Array, Sample, Samples
 from optimizer.errors import StageError
-from optimizer.graph.affine import Float64
 from optimizer.graph.files import save_model
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.session import Session
 
 _BATCH = 16
+# Outputs of a batch, and of the reference over all trials.
+_BATCH_BYTES, _HELD_BYTES = 64 << 20, 256 << 20
+_BLOCK = 1 << 18
 # Samples that choose, and as many others that judge the choice.
 MOST_SAMPLES = 128
 FEWEST_SAMPLES = 8
@@ -54,53 +63,113 @@ def halves(samples: Samples, what: str) -> tuple[Picked, Picked]:
     return Picked(samples, spread[::2]), Picked(samples, spread[1::2])
 
 
-def infer_all(
-    session: Session, samples: Samples, constants: Mapping[str, Array] | None = None
-) -> list[dict[str, Array]]:
-    """Return the floating-point outputs of every batch; `constants` are inputs that are the same for all.
+class OutputErrors:
+    """Sums, per floating-point output, of the squared reference and of the squared difference from it."""
 
-    A batch that a graph of fixed batch needs more samples for is filled with its own from the start again.
+    def __init__(self) -> None:
+        self._signal: dict[str, float] = {}
+        self._error: dict[str, float] = {}
+
+    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        """Take in one batch; `found` may hold more than `expected`."""
+        for name, reference in expected.items():
+            signal, error = squares(reference, found[name])
+            self._signal[name] = self._signal.get(name, 0.0) + signal
+            self._error[name] = self._error.get(name, 0.0) + error
+
+    def sqnr_db(self) -> float:
+        """Return the SQNR in dB, of the mean share of error where there are several outputs.
+
+        Raises: StageError when no output is floating point: an integer says nothing of how far it was from another.
+        """
+        if not self._signal:
+            raise StageError(
+                "auto measures floating-point outputs, and the model has none",
+                where="calibration",
+                hint="Write what to take in place of auto: a number for smooth_quant, a name for method.",
+            )
+        shares = [self._error[name] / signal for name, signal in self._signal.items() if signal > 0]
+        share = float(np.mean(shares)) if shares else 0.0
+        if math.isnan(share):
+            return -math.inf
+        return -10.0 * math.log10(share) if share > 0 else math.inf
+
+
+def squares(expected: Array, found: Array) -> tuple[float, float]:
+    """Return the sums of the squared reference and of the squared difference, in float64, a block at a time."""
+    left, right = expected.reshape(-1), found.reshape(-1)
+    signal = error = 0.0
+    for start in range(0, left.size, _BLOCK):
+        wide = left[start : start + _BLOCK].astype(np.float64)
+        signal += float(np.dot(wide, wide))
+        wide -= right[start : start + _BLOCK].astype(np.float64)
+        error += float(np.dot(wide, wide))
+    return signal, error
+
+
+class Reference:
+    """What a float32 graph gives for some samples; trials are measured against it.
+
+    Memory: outputs up to 256 MB are held, those beyond are computed again in each trial; of a trial, one batch's.
     """
-    given = dict(constants or {})
-    fixed = fixed_batch(spec for spec in session.inputs if spec.name not in given)
-    found: list[dict[str, Array]] = []
-    for batch in batches(samples, fixed or _BATCH):
-        rows = np.arange(fixed or len(batch)) % len(batch)
-        values = session.infer({**{name: array[rows] for name, array in batch.inputs.items()}, **given})
-        found.append({name: value for name, value in values.items() if value.dtype.kind == "f"})
-    return found
 
+    def __init__(self, model: onnx.ModelProto, samples: Samples) -> None:
+        self._samples = samples
+        self._folder = tempfile.TemporaryDirectory(prefix="judge-")
+        self._session = self._open(model, "float32.onnx")
+        self._fixed = fixed_batch(self._session.inputs)
+        self._held: dict[int, dict[str, Array]] = {}
+        self._held_bytes = 0
 
-def outputs(model: onnx.ModelProto, samples: Samples) -> list[dict[str, Array]]:
-    """Return the floating-point outputs of every batch, node by node as the graph is written."""
-    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
-        path = Path(folder) / "model.onnx"
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._session.close()
+        self._folder.cleanup()
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self._samples)
+
+    def sqnr_db(self, session: Session, constants: Mapping[str, Array] | None = None) -> float:
+        """Return the SQNR of a session's outputs in dB; `constants` are inputs that are the same for all samples.
+
+        Raises: StageError when no output is floating point.
+        """
+        errors = OutputErrors()
+        for feed, expected in self._batches():
+            errors.add(expected, session.infer({**feed, **(constants or {})}))
+        return errors.sqnr_db()
+
+    def sqnr_db_of(self, model: onnx.ModelProto) -> float:
+        """Return the SQNR of a graph's outputs in dB, node by node as the graph is written."""
+        with self._open(model, "trial.onnx") as session:
+            return self.sqnr_db(session)
+
+    def _open(self, model: onnx.ModelProto, name: str) -> OnnxSession:
+        path = Path(self._folder.name) / name
         save_model(model, path)
-        with OnnxSession(path, optimize=False) as session:
-            return infer_all(session, samples)
+        return OnnxSession(path, optimize=False)
 
+    def _batches(self) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+        fixed, fit = self._fixed, Fit(_BATCH, _BATCH_BYTES)  # the same batches in every trial
+        for number, batch in enumerate(fitting_batches(self._samples, (lambda _: fixed) if fixed else fit.size)):
+            # A batch that a graph of fixed batch needs more samples for is filled with its own from the start again.
+            rows = np.arange(fixed or len(batch)) % len(batch)
+            feed = {name: array[rows] for name, array in batch.inputs.items()}
+            expected = self._held.get(number)
+            if expected is None:
+                expected = self._expected(number, feed)
+            fit.took(batch, sum(value.nbytes for value in expected.values()))
+            yield feed, expected
 
-def mean_sqnr_db(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
-    """Return the SQNR in dB over all samples, of the mean share of error where there are several outputs.
-
-    Raises: StageError when no output is floating point: an integer says nothing of how far it was from another.
-    """
-    if not reference or not reference[0]:
-        raise StageError(
-            "auto measures floating-point outputs, and the model has none",
-            where="calibration",
-            hint="Write what to take in place of auto: a number for smooth_quant, a name for method.",
-        )
-    shares: list[float] = []
-    for name in reference[0]:
-        signal = error = 0.0
-        for expected, got in zip(reference, found, strict=True):
-            wide: Float64 = np.asarray(expected[name], dtype=np.float64)
-            signal += float((wide**2).sum())
-            error += float(((np.asarray(got[name], dtype=np.float64) - wide) ** 2).sum())
-        if signal > 0:
-            shares.append(error / signal)
-    share = float(np.mean(shares)) if shares else 0.0
-    if math.isnan(share):
-        return -math.inf
-    return -10.0 * math.log10(share) if share > 0 else math.inf
+    def _expected(self, number: int, feed: Mapping[str, Array]) -> dict[str, Array]:
+        found = {name: value for name, value in self._session.infer(feed).items() if value.dtype.kind == "f"}
+        held = sum(value.nbytes for value in found.values())
+        if self._held_bytes + held <= _HELD_BYTES:
+            self._held[number] = found
+            self._held_bytes += held
+        return found

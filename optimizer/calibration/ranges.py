@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from optimizer.calibration.batching import Fit, fitting_batches
 from optimizer.calibration.collect import fixed_batch
-from optimizer.data.samples import Array, Batch, Samples, batches
+from optimizer.data.samples import Array, Batch, Samples
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
 from optimizer.graph.formats import FLOAT16
@@ -165,12 +166,14 @@ def measure_magnitudes(
 def _run(session: OnnxSession, samples: Samples, running: dict[str, RunningMagnitudes], progress: Progress) -> int:
     fixed = fixed_batch(session.inputs)
     done = 0
-    for batch in batches(samples, fixed or _batch_size(session, samples, running)):
+    fit = Fit(_BATCH, _BUDGET_BYTES)
+    for batch in fitting_batches(samples, (lambda _: fixed) if fixed else fit.size):
         feed: dict[str, Array] = dict(batch.inputs)
         if fixed:
             rows = np.arange(fixed) % len(batch)  # the last batch is filled with its own samples again
             feed = {name: array[rows] for name, array in feed.items()}
         outputs = session.infer(feed)
+        fit.took(batch, sum(outputs[name].nbytes for name in running if name in outputs))
         for name, numbers in running.items():
             if not numbers.fold(feed[name] if name in feed else outputs.pop(name)):
                 raise _not_a_number(name, batch)
@@ -179,19 +182,13 @@ def _run(session: OnnxSession, samples: Samples, running: dict[str, RunningMagni
     return done
 
 
-def _batch_size(session: OnnxSession, samples: Samples, running: dict[str, RunningMagnitudes]) -> int:
-    """Return how many samples' activations fit the budget, by running the first one."""
-    outputs = session.infer({name: array[np.newaxis] for name, array in samples[0].inputs.items()})
-    each = sum(array.nbytes for name, array in outputs.items() if name in running)
-    return max(1, min(_BATCH, _BUDGET_BYTES // max(each, 1)))
-
-
 def _not_a_number(name: str, batch: Batch) -> StageError:
-    span = f"{batch.identities[0]} to {batch.identities[-1]}" if len(batch) > 1 else batch.identities[0]
+    first, last = batch.identities[0], batch.identities[-1]
+    span = f"samples {first} to {last}" if len(batch) > 1 else f"sample {first}"
     if name in batch.inputs:
-        return StageError(f"input '{name}' holds NaN", where=f"{_WHERE}, samples {span}", hint="Clean the data.")
+        return StageError(f"input '{name}' holds NaN", where=f"{_WHERE}, {span}", hint="Clean the data.")
     return StageError(
-        f"activation '{name}' becomes NaN on samples {span}",
+        f"activation '{name}' becomes NaN on {span}",
         where=_WHERE,
         hint="The float32 model itself fails there: check the preprocessing and the checkpoint.",
     )

@@ -44,6 +44,15 @@ def sqnr_db(counts: Floats, magnitude: float) -> float | None:
     return 10.0 * math.log10(sums.squares / error) if error > 0 else None
 
 
+def unsigned_sqnr_db(counts: Floats, zero: int, below: float, above: float) -> float | None:
+    """Return the expected SQNR in dB of uint8 over [-below, above] bins about `zero`; None without signal or error."""
+    sums = _Sums.of(counts, zero)
+    if sums.squares <= 0 or below + above <= 0:
+        return None
+    error = float(unsigned_errors(sums, np.array([below]), np.array([above]))[0])
+    return 10.0 * math.log10(sums.squares / error) if error > 0 else None
+
+
 def best_pair(counts: Floats, zero: int) -> tuple[float, float]:
     """Return how many bins to cover below and above bin edge `zero`, with the least error in uint8."""
     filled = np.flatnonzero(counts)

@@ -10,8 +10,8 @@ import onnx
 from optimizer.calibration.channels import channel_maxima
 from optimizer.calibration.collect import collect
 from optimizer.calibration.histogram import RunningHistogram
-from optimizer.calibration.probe import Picked, mean_sqnr_db, outputs
-from optimizer.data.samples import Array, Samples
+from optimizer.calibration.probe import Picked, Reference
+from optimizer.data.samples import Samples
 from optimizer.errors import StageError
 from optimizer.graph.affine import Bounds
 from optimizer.graph.equalize_smooth import smooth, smoothed_activations
@@ -31,21 +31,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """What a quantized graph is made with, and judged by. `reference` holds the float graph's outputs per batch."""
+    """What a quantized graph is made with, and judged by."""
 
     estimate: Estimator
     keep: Sequence[str]
     calibrating: Samples
-    judging: Samples
-    reference: Sequence[Mapping[str, Array]]
+    reference: Reference
 
     def sqnr_db(self, model: onnx.ModelProto) -> float:
         """Quantize a float32 graph in TensorRT's dialect and measure its outputs; `model` stays as it is."""
         probe = copy_model(model)
         histograms = collect(probe, activations(probe), self.calibrating, lambda done, total: None).histograms
         ranges = {name: self.estimate(found) for name, found in histograms.items() if found.total}
-        found = outputs(quantize(copy_model(model), ranges, "tensorrt", self.keep).model, self.judging)
-        return mean_sqnr_db(self.reference, found)
+        return self.reference.sqnr_db_of(quantize(copy_model(model), ranges, "tensorrt", self.keep).model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +65,25 @@ def choose_alpha(
     Raises: StageError for fewer than three samples, and as `collect` and `quantize` do.
     """
     calibrating, judging = split(samples)
-    judge = Judge(estimate, keep, calibrating, judging, outputs(model, judging))
     channels = smoothed_activations(copy_model(model))
     maxima = channel_maxima(copy_model(model), channels, calibrating, lambda done, total: None)
-    trials: dict[float | None, float] = {None: judge.sqnr_db(model)}
     total = len(GRID) + 3
+    with Reference(model, judging) as reference:
+        judge = Judge(estimate, keep, calibrating, reference)
+        trials: dict[float | None, float] = {None: judge.sqnr_db(model)}
 
-    def attempt(alpha: float) -> None:
-        smoothed = copy_model(model)
-        smooth(smoothed, maxima, dict.fromkeys(channels, alpha))
-        trials[alpha] = judge.sqnr_db(smoothed)
-        progress(len(trials), total)
+        def attempt(alpha: float) -> None:
+            smoothed = copy_model(model)
+            smooth(smoothed, maxima, dict.fromkeys(channels, alpha))
+            trials[alpha] = judge.sqnr_db(smoothed)
+            progress(len(trials), total)
 
-    for alpha in GRID:
-        attempt(alpha)
-    best = max(GRID, key=lambda alpha: trials[alpha])
-    for alpha in (round(best - _STEP, 2), round(best + _STEP, 2)):
-        if alpha <= 1.0:
+        for alpha in GRID:
             attempt(alpha)
+        best = max(GRID, key=lambda alpha: trials[alpha])
+        for alpha in (round(best - _STEP, 2), round(best + _STEP, 2)):
+            if alpha <= 1.0:
+                attempt(alpha)
     tried = [alpha for alpha in trials if alpha is not None]
     best = max(tried, key=lambda alpha: trials[alpha])
     picked = best if trials[best] > trials[None] + _NOISE_DB else None

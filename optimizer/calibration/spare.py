@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from optimizer.calibration.probe import mean_sqnr_db, outputs
-from optimizer.data.samples import Array, Samples
+from optimizer.calibration.probe import Reference
+from optimizer.data.samples import Samples
 from optimizer.graph.cost import count
 from optimizer.graph.index import node_key
 from optimizer.graph.quantizable import COMPUTE
@@ -62,11 +62,6 @@ def spare(
     that choose and others that judge: where those gain nothing, no layer is spared.
     """
     choosing, judging = data
-    reference = outputs(float32, choosing)
-
-    def share_of_error(layers: Sequence[str]) -> float:
-        return _error(reference, outputs(quantize(layers).model, choosing))
-
     whole = quantize(())
     macs = count(float32).macs
     total = sum(macs.values())
@@ -74,28 +69,30 @@ def spare(
     candidates = [name for name, work in macs.items() if name in layers and 0 < work <= budget * total]
     if len(layers) < 2:
         candidates = []  # there would be nothing left to quantize
-    base = _error(reference, outputs(whole.model, choosing))
-    gains: dict[str, float] = {}
-    for number, name in enumerate(candidates):
-        gains[name] = base - share_of_error((name,))
-        progress(number + 1, len(candidates))
-    spared = _greedy(sorted(candidates, key=lambda n: gains[n] / macs[n], reverse=True), gains, macs, budget * total)
-    taken: list[str] = []
-    for name in spared[: len(layers) - 1]:
-        now = share_of_error((*taken, name))
-        if now < base * 10 ** (-_NOISE_DB / 10):
-            taken.append(name)
-            base = now
-    expected = outputs(float32, judging)
-    before, after = (mean_sqnr_db(expected, outputs(quantize(k).model, judging)) for k in ((), tuple(taken)))
+    with Reference(float32, choosing) as reference:
+
+        def share_of_error(spared: Sequence[str]) -> float:
+            return float(10 ** (-reference.sqnr_db_of(quantize(spared).model) / 10))
+
+        base = share_of_error(())
+        gains: dict[str, float] = {}
+        for number, name in enumerate(candidates):
+            gains[name] = base - share_of_error((name,))
+            progress(number + 1, len(candidates))
+        spared = _greedy(
+            sorted(candidates, key=lambda n: gains[n] / macs[n], reverse=True), gains, macs, budget * total
+        )
+        taken: list[str] = []
+        for name in spared[: len(layers) - 1]:
+            now = share_of_error((*taken, name))
+            if now < base * 10 ** (-_NOISE_DB / 10):
+                taken.append(name)
+                base = now
+    with Reference(float32, judging) as others:
+        before, after = (others.sqnr_db_of(quantize(k).model) for k in ((), tuple(taken)))
     if after <= before:
         return Spared((), 0.0, before, before)
     return Spared(tuple(taken), sum(macs[n] for n in taken) / total, before, after)
-
-
-def _error(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
-    """Return the share of error in the outputs' power."""
-    return float(10 ** (-mean_sqnr_db(reference, found) / 10))
 
 
 def _greedy(ordered: Sequence[str], gains: Mapping[str, float], macs: Mapping[str, int], budget: float) -> list[str]:

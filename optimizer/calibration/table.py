@@ -20,8 +20,9 @@ class MethodRange:
     """What one method found for one tensor.
 
     `low` and `high` are for asymmetric integers, `magnitude` for symmetric ones; `clipped` is the share of the values
-    beyond `magnitude`, `sqnr_db` what symmetric int8 is expected to leave (None: no signal, or no error). `earlier`
-    holds the magnitude at the table's checkpoints, and is empty where nobody asked.
+    beyond `magnitude`. `sqnr_db` is what symmetric int8 is expected to leave, `unsigned_sqnr_db` what uint8 over
+    [low, high] is (None: no signal, or no error). `earlier` holds the magnitude at the table's checkpoints, and is
+    empty where nobody asked.
     """
 
     low: float
@@ -30,6 +31,7 @@ class MethodRange:
     clipped: float = 0.0
     sqnr_db: float | None = None
     earlier: tuple[float, ...] = ()
+    unsigned_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class CalibrationTable:
                     clipped=found["clipped"],
                     sqnr_db=found["sqnr_db"],
                     earlier=tuple(_float32(value) for value in found["earlier"]),
+                    unsigned_sqnr_db=found.get("unsigned_sqnr_db"),
                 )
                 for method, found in row["methods"].items()
             }
@@ -171,6 +174,7 @@ def _method(found: MethodRange) -> str:
         "magnitude": _short(found.magnitude),
         "clipped": float(f"{found.clipped:.4g}"),
         "sqnr_db": None if found.sqnr_db is None else round(found.sqnr_db, 2),
+        "unsigned_sqnr_db": None if found.unsigned_sqnr_db is None else round(found.unsigned_sqnr_db, 2),
         "earlier": [_short(value) for value in found.earlier],
     }
     return json.dumps(fields, allow_nan=False)

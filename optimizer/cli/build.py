@@ -78,7 +78,8 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     if not failed and not only and not options["locked"]:
         _write_lock(loaded, built.report)
     if isinstance(trace, Path):
-        trace.write_text(render_trace(built.report))
+        begun = {s.id: s.started_s for s in built.report.stages if s.started_s is not None}
+        trace.write_text(render_trace(built.report, begun))
     finish(ctx, built, as_json=bool(options["as_json"]))
 
 

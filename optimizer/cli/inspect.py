@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from optimizer.cli.engines import PARTS, engine_lines, shares, summary_lines
 from optimizer.cli.layers import layer_lines
 from optimizer.cli.ranges import chosen_ranges, largest_change_first, screen, with_health
 from optimizer.errors import MissingToolError, UsageError
@@ -39,6 +40,9 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
         click.echo("\n".join(_differences(largest_change_first(difference(*documents)))))
         return
     found = difference(*documents)
+    if not as_json and all(document["kind"] == "engine" for document in documents):
+        click.echo("\n".join(_engines(found, [str(file) for file in files])))
+        return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(_differences(found)))
 
 
@@ -63,7 +67,7 @@ def _onnx(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"nodes    {sum(document['operators'].values())}"
     for operator, count in sorted(document["operators"].items(), key=lambda item: -item[1]):
         yield f"  {count:>5}  {operator}"
-    yield f"precision of nodes   {_shares(document['precision'])}"
+    yield f"precision of nodes   {shares(document['precision'])}"
     if document["layers"]:
         yield f"layers that multiply   {len(document['layers'])}, by {document['layers_from']}"
         yield from layer_lines(document["layers"])
@@ -75,19 +79,14 @@ def _engine(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"compute capabilities  {built_for}"
     for axis, sizes in document.get("profile", {}).items():
         yield f"profile  {axis}: min {sizes['min']}, opt {sizes['opt']}, max {sizes['max']}"
-    yield f"precision of multiply-accumulates   {_shares(document.get('precision', {}))}"
-    layers = document.get("layers", ())
-    yield f"layers   {len(layers)}"
-    for layer in layers:
-        types = "/".join(sorted({tensor["type"] for tensor in (*layer["inputs"], *layer["outputs"])})) or "-"
-        yield f"  {layer['kind']:<16} {types:<14} {', '.join(layer['onnx_nodes']) or layer['name']}"
-    if document["nodes"]:
-        yield f"ONNX nodes that multiply   {len(document['nodes'])}"
-        yield from layer_lines(document["nodes"])
+    yield from summary_lines(document)
 
 
-def _shares(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) or "unknown"
+def _engines(found: Mapping[str, Any], paths: Sequence[str]) -> Iterator[str]:
+    yield from engine_lines(found, paths)
+    rest = {part: change for part, change in found.items() if part not in PARTS}
+    if rest:
+        yield from _differences(rest)
 
 
 def _entry(value: Any) -> str:

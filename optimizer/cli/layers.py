@@ -13,7 +13,7 @@ def layer_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each layer, those with most multiply-accumulates first."""
     total = sum(row["macs"] for row in rows)
     shown = sorted(rows, key=lambda row: -row["macs"])[:_SHOWN]
-    cells = [(_tail(row["module"]) or "-", _tail(row["node"]), row["operator"]) for row in shown]
+    cells = [(tail(row["module"]) or "-", tail(row["node"]), row["operator"]) for row in shown]
     head = ("module", "node", "operator")
     module, node, operator = (max(map(len, column)) for column in zip(head, *cells, strict=True))
     yield f"  {'module':<{module}}  {'node':<{node}}  {'operator':<{operator}}  {'work':>6}  precision"
@@ -29,6 +29,6 @@ def _precision(row: Mapping[str, Any]) -> str:
     return f"{row['delivered']}{asked}" + (f": {row['reason']}" if row["reason"] else "")
 
 
-def _tail(name: str) -> str:
+def tail(name: str) -> str:
     """Return a name that fits; its end tells layers apart."""
     return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]

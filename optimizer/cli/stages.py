@@ -20,7 +20,8 @@ def command() -> None:
         click.echo(f"  {name:<14} {_chain(stages)}")
     click.echo("\ntargets")
     for name, stages in TARGETS.items():
-        click.echo(f"  {name:<14} {_chain(stages)}; Q/DQ for {DIALECTS[name]}")
+        takes = f"Q/DQ for {DIALECTS[name]}" if name in DIALECTS else "fp32 alone, from the PyTorch module"
+        click.echo(f"  {name:<20} {_chain(stages)}; {takes}")
     click.echo("\nmetrics")
     for metric in METRICS:
         click.echo(f"  {metric.name:<20} {metric.better} is better")

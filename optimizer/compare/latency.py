@@ -8,28 +8,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimizer.compare.result import LEVEL, Check, Finding
+from optimizer.compare.result import Check, Finding
 from optimizer.compare.stored import AbsentError, Pair, percent
 from optimizer.gate import judge_speedup
 from optimizer.measure.bootstrap import Ratio, interleaved_ratio, separate_ratio
-from optimizer.measure.statistics import SEED
+from optimizer.measure.statistics import SEED, Floats
+from optimizer.measure.verdict import TOLERANCE, Difference, difference
 from optimizer.results import CandidateReport, Speedup
 
 if TYPE_CHECKING:
     from optimizer.recipe.model import Gate
 
-TOLERANCE = 0.01  # against a yardstick that both sessions timed
-RAW_TOLERANCE = 0.05  # without one: sessions on one machine differ by more than their intervals say
+# Without a yardstick that both timed: sessions on one machine differ by more than their intervals say.
+RAW_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class Change:
     """Latency after over before: as the clock has it, and divided by the yardstick's own change, where there is one."""
 
     raw: Ratio
-    normalised: Ratio | None
-    yardstick: str | None
-    drift: float  # the yardstick, after over before
+    normalised: Ratio | None = None
+    yardstick: str | None = None
+    drift: float = 1.0  # the yardstick, after over before
 
     @property
     def tolerance(self) -> float:
@@ -38,16 +39,38 @@ class _Change:
 
     @property
     def best(self) -> Ratio:
+        """Against the yardstick where there is one, else by the clock."""
         return self.normalised or self.raw
 
     @property
     def against(self) -> str:
+        """Say what it is measured against."""
         if self.yardstick is None:
             return "without a common yardstick"
         return f"measured against {self.yardstick}, itself {self.drift:.3f} x"
 
+    def judge(self) -> tuple[Difference, Difference]:
+        """Judge what is best known, and the clock alone."""
+        return difference(self.best, tolerance=self.tolerance), difference(self.raw, tolerance=self.tolerance)
 
-_Judge = Callable[[_Change], tuple[Finding, str]]
+
+def change_between(before: tuple[Floats, Floats | None], after: tuple[Floats, Floats | None], stick: str) -> Change:
+    """Compare two sessions; each is the rounds of the candidate and of its yardstick, named `stick`, or None.
+
+    Divide each side by the yardstick's latency in its own session, where there is one: drift that both saw cancels.
+    Shapes: [rounds, calls] each, as many rounds for a candidate as for its yardstick.
+    Source: duet benchmarking, Bulej et al. 2020, ICPE; sessions as a level of variation, Kalibera and Jones 2013, ISMM.
+    """
+    first, second = before[0], after[0]
+    raw = separate_ratio(second, first)
+    base, base_after = before[1], after[1]
+    if base is None or base_after is None:
+        return Change(raw)
+    now, then = interleaved_ratio(second, base_after, SEED), interleaved_ratio(first, base, SEED + 1)
+    return Change(raw, now.over(then), stick, float(np.median(base_after) / np.median(base)))
+
+
+_Judge = Callable[[Change], tuple[Finding, str]]
 
 
 def compare_latency(pair: Pair, gate: Gate | None) -> list[Check]:
@@ -59,8 +82,8 @@ def compare_latency(pair: Pair, gate: Gate | None) -> list[Check]:
     least = gate.speedup.min
     asked = str(gate.batch) if gate.batch is not None else batches[0]
 
-    def speedup(change: _Change) -> tuple[Finding, str]:
-        inverse = Ratio(1 / change.best.value, 1 / change.best.draws)
+    def speedup(change: Change) -> tuple[Finding, str]:
+        inverse = change.best.inverse()
         found = Speedup(value=inverse.value, ci95=inverse.interval())
         status, sentence = judge_speedup(found, least, asked)
         return status, f"{sentence}; baseline report over candidate report, {change.against}"
@@ -102,39 +125,36 @@ def _found(pair: Pair, batch: str, judge: _Judge, is_asked: bool) -> tuple[Findi
     return "inconclusive" if finding == "fail" and unstable else finding, sentence + unstable
 
 
-def _regression(change: _Change) -> tuple[Finding, str]:
+def _regression(change: Change) -> tuple[Finding, str]:
     """Slower is only what is slower by the clock and against the yardstick, each with its whole interval."""
-    limit = 1 + change.tolerance
-    slower = [r.interval(LEVEL)[0] > limit and r.value > limit for r in (change.raw, change.best)]
-    low, high = change.best.interval(LEVEL)
-    interval = f"{percent(LEVEL)} interval {low:.3f} to {high:.3f}"
-    said = f"p50 is {change.best.value:.3f} x the one before ({interval}, {change.against})"
-    if all(slower):
-        return "fail", f"{said}: slower beyond the tolerance of {percent(change.tolerance)}"
-    if slower[1]:
-        doubt = f"by the clock it is {change.raw.value:.3f} x, so it may be the yardstick that became faster"
-        return "inconclusive", f"{said}, but {doubt}"
-    return "pass", f"no slowdown beyond {percent(max(high, limit) - 1)} found; {said}"
+    found, by_clock = change.judge()
+    low, high = found.interval
+    interval = f"{percent(found.level)} interval {low:.3f} to {high:.3f}"
+    said = f"p50 is {found.ratio:.3f} x the one before ({interval}, {change.against})"
+    if found.kind != "slower":
+        beyond = percent(max(high, 1 + found.tolerance) - 1)
+        return "pass", f"no slowdown beyond {beyond} found; {said}: {found.kind}"
+    if by_clock.kind == "slower":
+        return "fail", f"{said}: slower beyond the tolerance of {percent(found.tolerance)}"
+    doubt = f"by the clock it is {change.raw.value:.3f} x, so it may be the yardstick that became faster"
+    return "inconclusive", f"{said}, but {doubt}"
 
 
-def _change(pair: Pair, batch: str) -> _Change:
-    """Divide each side by the yardstick's latency in its own session, where there is one: drift that both saw cancels.
+def _change(pair: Pair, batch: str) -> Change:
+    """Return the change between the two reports at one batch.
 
-    Source: duet benchmarking, Bulej et al. 2020, ICPE; sessions as a level of variation, Kalibera and Jones 2013, ISMM.
     Raises: AbsentError.
     """
     first, second = pair.before.rounds(pair.old, batch), pair.after.rounds(pair.new, batch)
     if np.array_equal(first, second):  # the very same measurement
-        return _Change(Ratio(1.0, np.ones(2)), None, None, 1.0)
-    raw = separate_ratio(second, first)
+        return Change(Ratio(1.0, np.ones(2)))
     stick = _yardstick(pair)
     if stick is None or stick.name == pair.name or not _both_timed(stick, batch):
-        return _Change(raw, None, None, 1.0)
+        return change_between((first, None), (second, None), "")
     base, base_after = pair.before.rounds(stick.old, batch), pair.after.rounds(stick.new, batch)
     if len(base) != len(first) or len(base_after) != len(second):
         raise AbsentError("the rounds of the candidate and of its baseline are not the same")
-    now, then = interleaved_ratio(second, base_after, SEED), interleaved_ratio(first, base, SEED + 1)
-    return _Change(raw, now.over(then), stick.name, float(np.median(base_after) / np.median(base)))
+    return change_between((first, base), (second, base_after), stick.name)
 
 
 def _yardstick(pair: Pair) -> Pair | None:
@@ -167,8 +187,12 @@ def _unlike(pair: Pair) -> str:
 
 def _unstable(pair: Pair, batch: str) -> str:
     sides = (("before", pair.old), ("after", pair.new))
-    shaky = [when for when, c in sides if c.latency_ms and not c.latency_ms[batch].stable]
-    return f"; it was unstable {' and '.join(shaky)}" if shaky else ""
+    timed = [(when, c.latency_ms[batch]) for when, c in sides if c.latency_ms]
+    kinds = {
+        "unstable": [when for when, latency in timed if not latency.stable],
+        "disturbed": [when for when, latency in timed if latency.disturbed],
+    }
+    return "".join(f"; it was {kind} {' and '.join(found)}" for kind, found in kinds.items() if found)
 
 
 def _p50(candidate: CandidateReport, batch: str) -> str:

@@ -18,7 +18,10 @@ from optimizer.results import CandidateReport, Report
 # The distributions that execute each runtime.
 _EXECUTES = {
     "torch": ("torch",),
+    "torch_compile": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime_tensorrt": ("onnxruntime-gpu", "tensorrt"),
+    "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt_rtx",),
 }

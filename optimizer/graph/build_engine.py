@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,45 +13,50 @@ from typing import Any
 import onnx
 
 from optimizer.errors import MissingToolError, StageError
-from optimizer.graph.engine_log import layers, matters
+from optimizer.graph.build_failure import failure, no_builder, shortage
+from optimizer.graph.builder_config import read_options, set_options
+from optimizer.graph.builder_options import Library, capability_advice, option_problems, options_of_a_gpu
+from optimizer.graph.engine_log import matters, table
+from optimizer.graph.engine_tables import tables
 from optimizer.graph.interface import interface
-from optimizer.types import TensorSpec
-
-Profile = Mapping[str, tuple[int, int, int]]
+from optimizer.graph.optimization_profiles import add_profiles, check_profile, complete, named
+from optimizer.graph.parser_errors import build_failure, parse_failure
+from optimizer.runtime import cuda
 
 _OLDEST_WITHOUT_TURING = 80
-_SHOWN = 20  # unsupported nodes listed by name
+# A build for it that failed leaves this target behind for the next one in the process (TensorRT-RTX 1.7, measured).
+_REMEMBERS = "7.5"
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
-    """How the two packages and their releases differ; the rest of this file knows no other difference."""
+class _Attempt:
+    """One call of the builder, or two: the plan, the workspace it was made with, and why there was a second."""
 
-    package: str
-    version: str
-    flag_strongly_typed: bool  # TensorRT 10 builds weakly typed networks unless told; later ones know no other kind
-    ahead_of_time: bool  # builds for listed compute capabilities, without a GPU
-
-    @classmethod
-    def of(cls, package: str, version: str) -> Library:
-        """Return the row of the table for an installed package."""
-        rtx = package == "tensorrt_rtx"
-        return cls(package, version, not rtx and int(version.partition(".")[0]) < 11, rtx)
+    plan: Any
+    workspace: int
+    retry: dict[str, Any] | None
 
 
 def build(
-    source: str, plan: str, package: str, profile: Mapping[str, list[int]], compute_capabilities: list[str]
+    source: str,
+    plan: str,
+    package: str,
+    profile: Mapping[str, list[int]],
+    compute_capabilities: list[str],
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the plan; return what is known of the engine: interface, capabilities, layers, warnings, time.
+    """Write the plan; return what is known of the engine: interface, capabilities, options, layers, warnings, time.
 
-    Raises: StageError naming all axes without a profile, or all nodes that the parser refuses, or why nothing was
-    built; MissingToolError without the package or without the GPU that it needs.
+    `options` holds those of `builder_options.OPTIONS` that were given. A timing cache is written beside the plan.
+    Raises: StageError naming all axes without a profile, all options that cannot be honoured, all nodes that the
+    parser refuses, or why nothing was built; MissingToolError without the package or without the GPU that it needs.
     """
     started = time.monotonic()
-    model = onnx.load(source, load_external_data=False)
-    inputs, outputs = interface(model)
+    given = dict(options or {})
+    inputs, outputs = interface(onnx.load(source, load_external_data=False))
     ranges = {axis: (sizes[0], sizes[1], sizes[2]) for axis, sizes in profile.items()}
     check_profile(inputs, ranges)
+    _check_options(package, {**given, "compute_capabilities": compute_capabilities}, ranges)
     trt = _import(package)
     library = Library.of(package, trt.__version__)
     logger = _logger(trt)
@@ -61,54 +66,83 @@ def build(
     config = builder.create_builder_config()
     # The log then lists every layer with its types and ONNX nodes; the kernels are the same.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _add_profile(builder, config, network, inputs, ranges)
+    profiles = complete(given.get("profiles", ()), ranges)
+    add_profiles(builder, config, network, inputs, profiles)
     chosen = _set_capabilities(trt, library, config, compute_capabilities)
-    built = builder.build_serialized_network(network, config)
-    if built is None:
-        raise StageError(_why_not(logger.lines, library), hint=_advice(logger.lines))
-    Path(plan).write_bytes(built)
+    cache = set_options(trt, library, config, given)
+    applied = read_options(trt, library, config)
+    sure = _REMEMBERS not in chosen
+    made = _built(lambda: _serialize(trt, library, (builder, network, config), logger, given, sure), Path(source))
+    Path(plan).write_bytes(made.plan)
+    rows = table(logger.lines)
+    warnings = matters(logger.lines)
+    per = {chosen[0]: rows} if chosen else {}
+    for name in chosen[1:]:
+        _only(trt, config, name)
+        per |= tables(builder, network, {name: config}, logger.lines)
     return {
         "package": package,
         "version": library.version,
         "compute_capabilities": chosen,
         "inputs": [spec.to_json() for spec in inputs],
         "outputs": [spec.to_json() for spec in outputs],
-        "layers": layers(logger.lines),
-        "warnings": matters(logger.lines),
+        "profiles": [named(entry) for entry in profiles],
+        "options": {**applied, "workspace": made.workspace},
+        "retry": made.retry,
+        "timing_cache": cache.keep(Path(plan).parent) if cache else None,
+        "layers": rows,
+        "tables": per,
+        "warnings": warnings,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
-def check_profile(inputs: tuple[TensorSpec, ...], profile: Profile) -> None:
-    """Refuse dynamic axes that no profile covers, and profiles of axes that no input has.
+def _check_options(package: str, options: Mapping[str, Any], profile: Mapping[str, tuple[int, int, int]]) -> None:
+    """Refuse options that this package, or this machine, cannot honour: all of them at once.
 
-    Raises: StageError with the line to add to the recipe.
+    Raises: StageError.
     """
-    named: dict[str, list[str]] = {}
-    for spec in inputs:
-        for axis in dict.fromkeys(a for a in spec.shape if isinstance(a, str)):
-            named.setdefault(axis, []).append(spec.name)
-    missing = {axis: users for axis, users in named.items() if axis not in profile}
-    if missing:
-        users = list(dict.fromkeys(name for group in missing.values() for name in group))
-        plural = len(users) > 1
-        lines = ", ".join(f"{axis}: {{min: 1, opt: 8, max: 32}}" for axis in missing)
-        raise StageError(
-            f"input{'s' * plural} {_listed(users)} {'have' if plural else 'has'} "
-            f"dynamic ax{'es' if len(missing) > 1 else 'is'} {_listed(missing)} and no profile covers "
-            f"{'them' if len(missing) > 1 else 'it'}.",
-            hint=f"Add to the recipe:  profile: {{{lines}}}",
-        )
-    unknown = [axis for axis in profile if axis not in named]
-    if unknown:
-        raise StageError(
-            f"the profile names {_listed(unknown)}, which no input has (dynamic axes: {_listed(named) or 'none'})",
-            hint="Remove it from the profile, or name the axis in the recipe's inputs.",
-        )
+    found = [f"{'.'.join(map(str, path))}: {text}" for path, text in option_problems(package, options, profile)]
+    bound = [] if found else options_of_a_gpu(package, options)
+    no_gpu = cuda.missing() if bound else None
+    if no_gpu:
+        found = [f"{', '.join(bound)}: {package} builds that beside a GPU alone: {no_gpu}. Build there, or remove it"]
+    if found:
+        raise StageError(f"targets.{package}.{found[0]}", hint="\n".join(f"targets.{package}.{t}" for t in found[1:]))
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def _serialize(
+    trt: Any,
+    library: Library,
+    what: tuple[Any, Any, Any],
+    logger: Any,
+    given: Mapping[str, Any],
+    may_retry: bool,
+) -> _Attempt:
+    """Build; where a tactic ran out of memory, build once more with half the workspace, if that may be.
+
+    Raises: the OptimizerError that says why there is no engine.
+    """
+    builder, network, config = what
+    pool = trt.MemoryPoolType.WORKSPACE
+    first = int(config.get_memory_pool_limit(pool))
+    begun = len(logger.lines)
+    built = builder.build_serialized_network(network, config)
+    if built is not None:
+        return _Attempt(built, first, None)
+    found = shortage(logger.lines)
+    if found is None or not may_retry:
+        raise failure(logger.lines, library, first, given)
+    _write(f"[OPTIMIZER] {found.sentence}: once more with half the workspace, {first // 2} bytes\n")
+    mark = len(logger.lines)
+    config.set_memory_pool_limit(pool, first // 2)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        again = failure(logger.lines[mark:], library, first // 2, given)
+        before = f"first it {found.sentence} at a workspace of {first} bytes; with half of it"
+        raise type(again)(f"{before} {again.what}", hint=again.hint)
+    del logger.lines[begun:mark]  # the table of layers is that of the engine that was built
+    return _Attempt(built, first // 2, {"reason": found.sentence, "workspace": [first, first // 2]})
 
 
 def _import(package: str) -> ModuleType:
@@ -146,10 +180,7 @@ def _builder(trt: Any, library: Library, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
     except TypeError as error:  # how pybind11 says that the factory returned null
-        raise MissingToolError(
-            f"{library.package} {library.version} cannot start its builder: {_last_error(logger.lines) or error}",
-            hint="It builds on the NVIDIA GPU that will execute the engine. Without one, use the target tensorrt_rtx.",
-        ) from error
+        raise no_builder(logger.lines, library, error) from error
 
 
 def _flags(trt: Any, library: Library) -> int:
@@ -159,57 +190,19 @@ def _flags(trt: Any, library: Library) -> int:
 
 
 def _parse(trt: Any, library: Library, network: Any, logger: Any, source: Path) -> None:
-    """Fill the network; the parser goes on after an error, so all of them are known at once."""
+    """Fill the network. Raises: StageError naming all nodes that the parser refuses."""
     parser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(source)):
-        return
-    found = [parser.get_error(index) for index in range(parser.num_errors)]
-    lines = dict.fromkeys(_refused(error) for error in found)
-    shown = [*lines][:_SHOWN]
-    if len(lines) > _SHOWN:
-        shown.append(f"and {len(lines) - _SHOWN} more, in the log")
-    hint = "\n".join([*shown, "Rewrite these operators in the model, or leave this target out for it."])
-    one = len(lines) == 1
-    raise StageError(
-        f"{library.package} {library.version} cannot parse {len(lines)} node{'' if one else 's'}:", hint=hint
-    )
+    if not parser.parse_from_file(str(source)):
+        raise parse_failure(parser, library.package, library.version, source)
 
 
-def _refused(error: Any) -> str:
-    """Word one parser error: the node by its ONNX name, the operator, the reason."""
-    operator, name = error.node_operator(), error.node_name()
-    reason = " ".join(error.desc().split())
-    code = error.code().name
-    if code == "UNSUPPORTED_NODE" and reason in ("false", ""):
-        reason = "operator not supported"
-    elif "creator && " in reason:  # the parser's last resort is a plugin of that name
-        reason = "operator not supported (no plugin of that name either)"
-    else:
-        reason = f"{reason[:200]} ({code})"
-    return f"node '{name}' ({operator or 'the graph'}): {reason}"
-
-
-def _add_profile(builder: Any, config: Any, network: Any, inputs: tuple[TensorSpec, ...], profile: Profile) -> None:
-    """Give every dynamic input its smallest, usual and largest shape."""
-    dynamic = {spec.name: spec for spec in inputs if any(isinstance(axis, str) for axis in spec.shape)}
-    shapes = [network.get_input(index) for index in range(network.num_inputs)]
-    values = [tensor.name for tensor in shapes if tensor.is_shape_tensor]
-    if values:
-        raise StageError(
-            f"the values of input {_listed(values)} decide a shape; a profile here covers axes, not values",
-            hint="Make that size an axis of another input, or a constant of the model.",
-        )
-    if not dynamic:
-        return
-    entry = builder.create_optimization_profile()
-    for name, spec in dynamic.items():
-        least, usual, most = (
-            tuple(profile[axis][which] if isinstance(axis, str) else axis for axis in spec.shape) for which in range(3)
-        )
-        entry.set_shape(name, least, usual, most)
-    if config.add_optimization_profile(entry) < 0:
-        given = ", ".join(f"{axis}: {sizes}" for axis, sizes in profile.items())
-        raise StageError(f"the profile is refused ({given})", hint="Allowed: min <= opt <= max for every axis.")
+def _built(attempt: Callable[[], _Attempt], source: Path) -> _Attempt:
+    """Build; an error that names fused layers gains their ONNX nodes and modules."""
+    try:
+        return attempt()
+    except StageError as error:
+        told = build_failure(error.what, source)
+        raise StageError(error.what, where=error.where, hint="\n".join([*told, error.hint or ""]).strip()) from error
 
 
 def _set_capabilities(trt: Any, library: Library, config: Any, wanted: list[str]) -> list[str]:
@@ -219,11 +212,10 @@ def _set_capabilities(trt: Any, library: Library, config: Any, wanted: list[str]
     known = capabilities(trt)
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        nearest = [_nearest(name, known) for name in unknown]
         raise StageError(
             f"{library.package} {library.version} builds for no compute capability {', '.join(unknown)} "
             f"(it lists {', '.join(known)})",
-            hint=f"The nearest: {', '.join(dict.fromkeys(nearest))}. Write it under targets.{library.package}.",
+            hint=capability_advice(unknown, known),
         )
     chosen = wanted or [name for name, member in known.items() if int(member) >= _OLDEST_WITHOUT_TURING]
     config.num_compute_capabilities = len(chosen)
@@ -232,33 +224,13 @@ def _set_capabilities(trt: Any, library: Library, config: Any, wanted: list[str]
     return chosen
 
 
-def _nearest(wanted: str, known: Mapping[str, Any]) -> str:
-    return min(known, key=lambda name: abs(float(name) - float(wanted)))
+def _only(trt: Any, config: Any, capability: str) -> None:
+    """Let the configuration build for one compute capability."""
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capabilities(trt)[capability], 0)
 
 
 def capabilities(trt: Any) -> dict[str, Any]:
     """Return the compute capabilities that the library lists, as "8.6", in rising order."""
     listed = {name: member for name, member in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     return {f"{name[2:-1]}.{name[-1]}": listed[name] for name in sorted(listed, key=lambda n: int(n[2:]))}
-
-
-def _last_error(lines: list[tuple[str, str]]) -> str:
-    errors = [" ".join(text.split()) for severity, text in lines if severity in ("ERROR", "INTERNAL_ERROR")]
-    return errors[-1][:400] if errors else ""
-
-
-def _why_not(lines: list[tuple[str, str]], library: Library) -> str:
-    errors = [" ".join(text.split()) for severity, text in lines if severity in ("ERROR", "INTERNAL_ERROR")]
-    # On a machine without a GPU the library also complains of the missing driver; that is never the cause.
-    causes = [text for text in errors if "cudaError 35" not in text] or errors
-    said = causes[0][:500] if causes else "it logged no reason"
-    return f"{library.package} {library.version} built no engine: {said}"
-
-
-def _advice(lines: list[tuple[str, str]]) -> str:
-    text = _last_error(lines) + " ".join(text for severity, text in lines if severity == "ERROR")
-    if "Turing" in text or "SM75" in text:
-        return "Compute capability 7.5 (Turing) takes FP16 only: leave it out of compute_capabilities, or build FP16."
-    if "memory" in text.lower():
-        return "Free memory on the GPU, or lower the profile's max."
-    return "The log holds every step of the build."

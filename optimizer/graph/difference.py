@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optimizer.errors import UsageError
+from optimizer.graph.engine_difference import PARTS as ENGINE_PARTS
+from optimizer.graph.engine_difference import engine_difference
 
 Document = Mapping[str, Any]
 
@@ -15,6 +17,7 @@ def difference(first: Document, second: Document) -> dict[str, Any]:
     """Return what differs, under the names of the summary's parts; empty when nothing does.
 
     A part that is a mapping comes as {only_first, only_second, changed: {name: [first, second]}}, any other as a pair.
+    Two engines: `engine_difference`, and the other parts of their receipts.
     Raises: UsageError when the two are of different kinds.
     """
     if first["kind"] != second["kind"]:
@@ -22,14 +25,16 @@ def difference(first: Document, second: Document) -> dict[str, Any]:
             f"{first['path']} is {_article(first['kind'])} and {second['path']} {_article(second['kind'])}",
             hint="Give two files of one kind.",
         )
+    whole = engine_difference(first, second) if first["kind"] == "engine" else {}
+    told = ENGINE_PARTS if first["kind"] == "engine" else frozenset[str]()
     first, second = _named_by_module(first, second), _named_by_module(second, first)
     parts = {name: _PARTS.get((first["kind"], name), _plain) for name in (*first, *(set(second) - set(first)))}
     found = {
         name: changed
         for name, part in parts.items()
-        if name not in _ABOUT_THE_FILE and (changed := part(first.get(name), second.get(name)))
+        if name not in _ABOUT_THE_FILE and name not in told and (changed := part(first.get(name), second.get(name)))
     }
-    return dict(sorted(found.items(), key=lambda item: list(parts).index(item[0])))
+    return whole | dict(sorted(found.items(), key=lambda item: list(parts).index(item[0])))
 
 
 # Not what is in a file, but where it lies and what could be read beside it.
@@ -61,11 +66,10 @@ def _named_by_module(document: Document, other: Document) -> Document:
 
     That is the PyTorch module where it has one layer on both sides: nodes are named anew by every export.
     """
-    part = _ROWS.get(document["kind"], "")
-    if part not in document:
+    if document["kind"] != "onnx":
         return document
-    uses = [Counter(row["module"] for row in side.get(part, ())) for side in (document, other)]
-    rows = sorted(document[part], key=lambda row: -row["macs"])
+    uses = [Counter(row["module"] for row in side["layers"]) for side in (document, other)]
+    rows = sorted(document["layers"], key=lambda row: -row["macs"])
     named = {
         row["module"]
         if row["module"] and all(count[row["module"]] <= 1 for count in uses)
@@ -74,11 +78,8 @@ def _named_by_module(document: Document, other: Document) -> Document:
     }
     # What a layer computes in is told there, once.
     told = {row["node"] for row in rows}
-    rest = {"nodes": [n for n in document["nodes"] if n["name"] not in told]} if part == "layers" else {}
-    return {**document, **rest, part: named}
-
-
-_ROWS = {"onnx": "layers", "engine": "nodes"}  # which part of a summary is the precision by layer
+    rest = [n for n in document["nodes"] if n["name"] not in told]
+    return {**document, "nodes": rest, "layers": named}
 
 
 def _precisions(first: Any, second: Any) -> dict[str, Any]:
@@ -95,24 +96,6 @@ def _nodes(first: Any, second: Any) -> dict[str, Any]:
     return _mappings(*({n["name"]: f"{n['operator']} {n['precision']}" for n in side} for side in (first, second)))
 
 
-def _layers(first: Any, second: Any) -> dict[str, Any]:
-    """Compare engines by ONNX node: the types that its layer reads and writes, and what it is fused with."""
-    return _mappings(*(_by_onnx_node(side or ()) for side in (first, second)))
-
-
-def _by_onnx_node(layers: Any) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for layer in layers:
-        types = " -> ".join(
-            "/".join(sorted({t["type"] for t in layer[side]})) or "none" for side in ("inputs", "outputs")
-        )
-        nodes = layer["onnx_nodes"]
-        for node in nodes:
-            others = ", ".join(name for name in nodes if name != node)
-            found[node] = f"{layer['kind']} {types}" + (f", fused with {others}" if others else "")
-    return found
-
-
 def _tensors(first: Any, second: Any) -> dict[str, Any]:
     return _mappings(*({spec["name"]: spec for spec in side} for side in (first, second)))
 
@@ -120,10 +103,8 @@ def _tensors(first: Any, second: Any) -> dict[str, Any]:
 _PARTS: dict[tuple[str, str], Callable[[Any, Any], Any]] = {
     ("onnx", "nodes"): _nodes,
     ("onnx", "layers"): _precisions,
-    ("engine", "nodes"): _precisions,
     ("onnx", "inputs"): _tensors,
     ("onnx", "outputs"): _tensors,
-    ("engine", "layers"): _layers,
     ("engine", "inputs"): _tensors,
     ("engine", "outputs"): _tensors,
 }

@@ -2,92 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 
-from optimizer.errors import StageError
-from optimizer.graph.index import attribute, node_key
+from optimizer.graph.differentiable_layers import LAYERS, Inputs, Operator, refuse
+from optimizer.graph.index import attribute
 
-Inputs = list[Any]  # torch tensors; None for one that is left out
-Operator = Callable[[onnx.NodeProto, Inputs], Any]
-
-
-def _refuse(node: onnx.NodeProto, what: str) -> StageError:
-    return StageError(f"no gradient is known through {node.op_type} '{node_key(node)}': {what}", where="learning")
-
-
-def _padded(node: onnx.NodeProto, x: Any, value: float = 0.0) -> tuple[Any, list[int]]:
-    """Return the input and the symmetric padding left to do; other padding is done here."""
-    import torch
-
-    spatial = x.ndim - 2
-    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise _refuse(node, "auto_pad is not resolved")
-    pads = list(attribute(node, "pads", [0] * 2 * spatial))
-    before, after = pads[:spatial], pads[spatial:]
-    if before == after:
-        return x, before
-    flat = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
-    return torch.nn.functional.pad(x, flat, value=value), [0] * spatial
-
-
-def _conv(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    from torch.nn import functional
-
-    x, padding = _padded(node, inputs[0])
-    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[x.ndim - 2]
-    ones = [1] * (x.ndim - 2)
-    bias = inputs[2] if len(inputs) > 2 else None
-    strides, dilations = attribute(node, "strides", ones), attribute(node, "dilations", ones)
-    return convolve(x, inputs[1], bias, strides, padding, dilations, attribute(node, "group", 1))
-
-
-def _conv_transpose(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    from torch.nn import functional
-
-    x, weight = inputs[:2]
-    spatial = x.ndim - 2
-    ones, pads = [1] * spatial, list(attribute(node, "pads", [0] * 2 * spatial))
-    if pads[:spatial] != pads[spatial:] or attribute(node, "output_shape") is not None:
-        raise _refuse(node, "its padding differs between the sides")
-    convolve = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}[spatial]
-    strides, dilations = attribute(node, "strides", ones), attribute(node, "dilations", ones)
-    extra, group = attribute(node, "output_padding", [0] * spatial), attribute(node, "group", 1)
-    return convolve(x, weight, inputs[2] if len(inputs) > 2 else None, strides, pads[:spatial], extra, group, dilations)
-
-
-def _gemm(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    left = inputs[0].T if attribute(node, "transA", 0) else inputs[0]
-    right = inputs[1].T if attribute(node, "transB", 0) else inputs[1]
-    product = attribute(node, "alpha", 1.0) * (left @ right)
-    has_bias = len(inputs) > 2 and inputs[2] is not None
-    return product + attribute(node, "beta", 1.0) * inputs[2] if has_bias else product
-
-
-def _max_pool(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    from torch.nn import functional
-
-    if len(node.output) > 1 or attribute(node, "ceil_mode", 0):
-        raise _refuse(node, "indices and ceil_mode are not supported")
-    x, padding = _padded(node, inputs[0], float("-inf"))
-    pool = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[x.ndim - 2]
-    ones = [1] * (x.ndim - 2)
-    strides, dilations = attribute(node, "strides", ones), attribute(node, "dilations", ones)
-    return pool(x, attribute(node, "kernel_shape"), strides, padding, dilations)
-
-
-def _average_pool(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    from torch.nn import functional
-
-    x, padding = _padded(node, inputs[0])
-    counted = bool(attribute(node, "count_include_pad", 0))
-    if attribute(node, "ceil_mode", 0) or (x is not inputs[0] and not counted):
-        raise _refuse(node, "ceil_mode and one-sided padding are not supported")
-    pool: Any = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[x.ndim - 2]
-    strides = attribute(node, "strides", [1] * (x.ndim - 2))
-    return pool(x, attribute(node, "kernel_shape"), strides, padding, count_include_pad=counted)
+__all__ = ["OPERATORS", "Inputs"]
 
 
 def _axes(node: onnx.NodeProto, inputs: Inputs) -> list[int] | None:
@@ -139,12 +62,12 @@ def _pad(node: onnx.NodeProto, inputs: Inputs) -> Any:
 
     mode = attribute(node, "mode", b"constant").decode()
     if len(inputs) > 3 and inputs[3] is not None:
-        raise _refuse(node, "axes are not supported")
+        raise refuse(node, "axes are not supported")
     pads, rank = inputs[1].tolist(), inputs[0].ndim
     flat = [int(p) for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])]
     value = float(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else 0.0
     if mode != "constant":
-        raise _refuse(node, f"mode {mode} is not supported")
+        raise refuse(node, f"mode {mode} is not supported")
     return functional.pad(inputs[0], flat, value=value)
 
 
@@ -168,18 +91,8 @@ def _cast(node: onnx.NodeProto, inputs: Inputs) -> Any:
     kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 11: torch.float64}
     kind = attribute(node, "to")
     if kind not in kinds:
-        raise _refuse(node, f"type {onnx.TensorProto.DataType.Name(kind)} is not supported")
+        raise refuse(node, f"type {onnx.TensorProto.DataType.Name(kind)} is not supported")
     return inputs[0].to(kinds[kind])
-
-
-def _layer_normalization(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    from torch.nn import functional
-
-    x, axis = inputs[0], attribute(node, "axis", -1) % inputs[0].ndim
-    if len(node.output) > 1:
-        raise _refuse(node, "mean and deviation are not given out")
-    bias = inputs[2] if len(inputs) > 2 else None
-    return functional.layer_norm(x, x.shape[axis:], inputs[1], bias, attribute(node, "epsilon", 1e-5))
 
 
 def _clip(node: onnx.NodeProto, inputs: Inputs) -> Any:
@@ -270,11 +183,6 @@ def _divide(node: onnx.NodeProto, inputs: Inputs) -> Any:
     return torch.div(*inputs, rounding_mode=None if inputs[0].is_floating_point() else "trunc")
 
 
-def _global_average_pool(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    del node
-    return inputs[0].mean(tuple(range(2, inputs[0].ndim)), keepdim=True)
-
-
 def _torch(name: str) -> Operator:
     """Return an operator that torch has under this name, with the inputs in the same order."""
 
@@ -288,12 +196,7 @@ def _torch(name: str) -> Operator:
 
 
 OPERATORS: Mapping[str, Operator] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm,
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": _global_average_pool,
+    **LAYERS,
     "ReduceMean": _reduction("mean"),
     "ReduceSum": _reduction("sum"),
     "ReduceMax": _reduction("amax"),
@@ -303,7 +206,6 @@ OPERATORS: Mapping[str, Operator] = {
     "Split": _split,
     "Gather": _gather,
     "Cast": _cast,
-    "LayerNormalization": _layer_normalization,
     "Clip": _clip,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,

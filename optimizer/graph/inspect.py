@@ -15,12 +15,16 @@ from onnx import numpy_helper
 
 from optimizer.digest import sha256_bytes
 from optimizer.errors import OptimizerError, StageError, UsageError
+from optimizer.graph.engine_inspector import read_plan
+from optimizer.graph.engine_layers import joined
+from optimizer.graph.engine_receipt import engine_receipt
 from optimizer.graph.index import node_key
 from optimizer.graph.interface import interface
 from optimizer.graph.layer_table import graph_rows
 from optimizer.graph.layers import FILE, LayerRow, as_executed, read_rows
 from optimizer.graph.modules import module_of
 from optimizer.graph.typed import infer_types
+from optimizer.runtime.tensorrt import missing
 from optimizer.types import TensorSpec
 
 Document = dict[str, Any]
@@ -83,9 +87,7 @@ def _of_json(file: Path) -> Document:
     except ValueError as error:
         raise UsageError(f"is no JSON: {error}", where=str(file), hint=f"Allowed: {_ALLOWED}.") from error
     if isinstance(document, dict) and document.keys() >= _ENGINE_KEYS:
-        plan = file.with_name("engine.plan")
-        size = plan.stat().st_size if plan.is_file() else None
-        return {"kind": "engine", "path": str(file), "bytes": size, **document, "nodes": _engine_nodes(document, file)}
+        return _of_engine(document, file)
     if isinstance(document, dict) and isinstance(document.get("tensors"), dict) and "method" in document:
         return {"kind": "calibration", "path": str(file), "bytes": file.stat().st_size, **document}
     raise UsageError(
@@ -138,13 +140,44 @@ def _receipt(folder: Path) -> tuple[LayerRow, ...] | None:
         raise UsageError(error.what, where=error.where, hint=error.hint) from error
 
 
-def _engine_nodes(about: Document, file: Path) -> list[Document]:
-    """Return the ONNX nodes that multiply, as the engine executes them; none where its ONNX is not at hand."""
-    graph = next((p for p in _graphs(about, file) if p.is_file()), None)
+def _of_engine(receipt: Document, file: Path) -> Document:
+    """Return the receipt, by the plan itself where a GPU can open it, joined to the graph where that is at hand."""
+    plan = file.with_name("engine.plan")
+    graph = next((p for p in _graphs(receipt, file) if p.is_file()), None)
+    document = {
+        "kind": "engine",
+        "path": str(file),
+        "bytes": plan.stat().st_size if plan.is_file() else None,
+        **receipt,
+        **_by_plan(receipt, plan, graph),
+    }
     if graph is None:
-        return []
-    rows: tuple[LayerRow, ...] = _receipt(graph.parent) or graph_rows(onnx.load(graph, load_external_data=False))
-    return [asdict(row) for row in as_executed(rows, about.get("executed", {}), "the engine")]
+        return {**document, "nodes": [], "graph_nodes": {}}
+    model = onnx.load(graph, load_external_data=False)
+    rows: tuple[LayerRow, ...] = _receipt(graph.parent) or graph_rows(model)
+    nodes = [asdict(row) for row in as_executed(rows, document.get("executed", {}), "the engine")]
+    operators = {node_key(node): _operator(node) for node in model.graph.node}
+    usual = {axis: sizes["opt"] for axis, sizes in receipt.get("profile", {}).items()}
+    layers = joined(document.get("layers", ()), model, usual)
+    return {**document, "layers": layers, "nodes": nodes, "graph_nodes": operators}
+
+
+def _by_plan(receipt: Document, plan: Path, graph: Path | None) -> Document:
+    """Return layers and precision as the engine inspector tells them; where no GPU opens the plan, why not."""
+    absent = "there is no plan beside it" if not plan.is_file() else missing(receipt["package"], "cuda:0")
+    if absent:
+        return {"layers_from": f"engine.json ({absent})"}
+    try:
+        rows = read_plan(plan, receipt["package"])
+    except OptimizerError as error:
+        return {"layers_from": f"engine.json ({error.what})"}
+    measured = {row["name"]: row["time_ms"] for row in receipt.get("layers", ()) if "time_ms" in row}
+    rows = [row | ({"time_ms": measured[row["name"]]} if row["name"] in measured else {}) for row in rows]
+    if graph is None:
+        return {"layers": rows, "layers_from": "the plan"}
+    found = engine_receipt(graph, rows)
+    delivered = {"precision": found.shares, "precision_notes": list(found.notes), "executed": dict(found.precisions)}
+    return {"layers": rows, "layers_from": "the plan", **delivered}
 
 
 def _graphs(about: Document, file: Path) -> Iterable[Path]:

@@ -14,6 +14,8 @@ Dialect = Literal["tensorrt", "cpu"]
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _TWO_ACTIVATIONS = "both operands are activations"
+# Why a product of attention stays in float where nobody asked for more.
+UNASKED = f"{_TWO_ACTIVATIONS}: attention's products stay in float unless the recipe says attention: true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def examine(
     found = _candidate(index, node)
     if found == _TWO_ACTIVATIONS and is_attention(index, node):
         if not attention:
-            return f"{found}: attention's products stay in float unless the recipe says attention: true"
+            return UNASKED
         floats = all(index.float_type(name) == FLOAT for name in node.input)
         return Product(node) if floats else "its inputs are not float32"
     if isinstance(found, str):

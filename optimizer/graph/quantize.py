@@ -14,7 +14,7 @@ from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.keep import match
 from optimizer.graph.placement import Layers, check_ranges, measured_tensors, parameters, place_cpu, place_tensorrt
 from optimizer.graph.qdq import PairWriter
-from optimizer.graph.quantizable import COMPUTE, Candidate, Dialect, Product, examine, never_quantized
+from optimizer.graph.quantizable import COMPUTE, UNASKED, Candidate, Dialect, Product, examine, never_quantized
 from optimizer.graph.residuals import residual_sums
 from optimizer.graph.shapes import infer
 
@@ -31,7 +31,8 @@ MINIMUM_OPSET = 13
 class Quantized:
     """The graph, and what it says of itself: why nodes stayed in float, by node name, and sentences for the report.
 
-    `kept` are those of them that the recipe names. `parameters` are the constants of scale and zero point, by the
+    `kept` are those of them that were not asked for: named by the recipe, or attention's products without its option.
+    `parameters` are the constants of scale and zero point, by the
     tensor whose range they hold; `groups` are the tensors whose ranges one of them covers, where several share it.
     """
 
@@ -48,7 +49,7 @@ def activations(model: onnx.ModelProto) -> list[str]:
 
     Raises: StageError as `quantize` does.
     """
-    _check_quantizable(model)
+    _check_quantizable(model, "calibrate")
     index = typed_index(model)
     return measured_tensors(index, _layers(index, "tensorrt", {}, "int8", attention=True)[0])
 
@@ -68,7 +69,7 @@ def quantize(
     Raises: StageError when the graph holds Q/DQ already, has nothing to quantize or an opset below 13, when `keep`
     matches nothing, or when a range is missing.
     """
-    _check_quantizable(model)
+    _check_quantizable(model, "quantize")
     index = typed_index(model)
     kept = match(keep, index.graph.node, "quantize")
     layers, left = _layers(index, dialect, kept, residuals, attention=attention)
@@ -84,7 +85,8 @@ def quantize(
     flat = sorted(root for root, p in affine.items() if p.degenerate)
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
     notes += _idle(layers, residuals, attention=attention)
-    return Quantized(model, left, tuple(notes), frozenset(kept), writer.parameters, placement.groups)
+    unasked = frozenset(kept) | {name for name, reason in left.items() if reason == UNASKED}
+    return Quantized(model, left, tuple(notes), unasked, writer.parameters, placement.groups)
 
 
 def _idle(layers: Layers, residuals: Residuals, *, attention: bool) -> list[str]:
@@ -119,33 +121,33 @@ def typed_index(model: onnx.ModelProto) -> GraphIndex:
     return index
 
 
-def _check_quantizable(model: onnx.ModelProto) -> None:
+def _check_quantizable(model: onnx.ModelProto, where: str) -> None:
     present = [node_key(n) for n in model.graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     if present:
         raise StageError(
             f"the graph holds {len(present)} QuantizeLinear and DequantizeLinear nodes already, '{present[0]}' first",
-            where="quantize",
+            where=where,
             hint=_START,
         )
     integer = next((n for n in model.graph.node if n.op_type in _INTEGER), None)
     if integer is not None:
         raise StageError(
             f"the graph computes in integers already: {integer.op_type} '{node_key(integer)}'",
-            where="quantize",
+            where=where,
             hint=_START,
         )
     opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
     if opset < MINIMUM_OPSET:
         raise StageError(
             f"the graph is opset {opset}; scales per channel need {MINIMUM_OPSET} or later",
-            where="quantize",
+            where=where,
             hint="Export it again at a later opset, or convert it with onnx.version_converter.convert_version.",
         )
     if not any(n.op_type in COMPUTE for n in model.graph.node):
         raise StageError(
-            f"the graph has no layer that int8 speeds up (looked for {', '.join(COMPUTE)})",
-            where="quantize",
-            hint="Remove the int8 variant from the recipe, or check that the right model was exported.",
+            f"the graph has no layer that quantization speeds up (looked for {', '.join(COMPUTE)})",
+            where=where,
+            hint="Remove the int8 and fp8 variants from the recipe, or check that the right model was exported.",
         )
 
 

@@ -5,33 +5,36 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from optimizer.data.samples import Array
 from optimizer.errors import MeasurementError, OptimizerError
-from optimizer.measure.bootstrap import interleaved_ratio
-from optimizer.measure.statistics import SEED, Floats
-from optimizer.results import Latency, Speedup
+from optimizer.measure.affinity import pinned
+from optimizer.measure.series import FEWEST_ROUNDS, ROUNDS, LatencySession, Series, merged
+from optimizer.measure.statistics import SEED
+from optimizer.measure.surroundings import Watch
+
+__all__ = ["LatencySession", "Series", "Timed", "Watching", "blamed", "measure_latency", "measure_openings", "pinned"]
 
 # docs/measurement.md explains each of these.
 WARMUP_CALLS = 5
 WARMUP_WINDOW_S = 0.05
+WARMUP_AGAIN_S = 0.02
+WARMUP_AGAIN_CALLS = 2
 WARMUP_MOST_S = 2.0
 WARMUP_AGREEMENT = 0.05
 TURN_S = 0.005
+REWARM_S = 0.0025
 TURN_MOST_CALLS = 50
-ROUNDS = 20
+REPLACED = 2.0
 OVERTIME = 3.0
-FEWEST_ROUNDS = 5
-STABLE_DRIFT = 0.05
-STABLE_SPREAD = 0.10
+OPENINGS = 6
 
 
 class Timed(Protocol):
@@ -41,67 +44,73 @@ class Timed(Protocol):
         """Place inputs and outputs, and return a call of no arguments that waits for the end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One candidate at one batch. `rounds_ms` is [rounds, calls]: the samples of each turn, in milliseconds."""
+class Watching(Protocol):
+    """What is told of each round; `surroundings.Watch` is one."""
 
-    rounds_ms: Floats
-    warmup: int
+    def begin(self) -> None:
+        """Start anew."""
 
-    def latency(self) -> Latency:
-        """Percentiles over all samples (linear interpolation), and whether they held still.
+    def round(self) -> tuple[str, ...]:
+        """End a round; return what disturbed it."""
 
-        Stable: the medians of the first and second half of the rounds agree within 5 %, and the median absolute
-        deviation of the rounds' medians, scaled to a standard deviation, is within 10 % of their median.
-        """
-        p50, p90, p99 = (float(v) for v in np.percentile(self.rounds_ms, [50, 90, 99]))
-        medians = np.median(self.rounds_ms, axis=1)
-        half = len(medians) // 2
-        drift = abs(np.median(medians[:half]) / np.median(medians[half:]) - 1) if half else math.inf
-        spread = 1.4826 * np.median(np.abs(medians - np.median(medians))) / np.median(medians)
-        return Latency(
-            p50=p50,
-            p90=p90,
-            p99=p99,
-            mean=float(self.rounds_ms.mean()),
-            samples=self.rounds_ms.size,
-            warmup=self.warmup,
-            stable=bool(drift <= STABLE_DRIFT and spread <= STABLE_SPREAD),
-        )
+    def facts(self) -> dict[str, Any]:
+        """Return what was seen since `begin`, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class LatencySession:
-    """All series of one session, by candidate and batch."""
+class Effort:
+    """How much is measured, and by what rules; `like` is an earlier opening, whose turns had the calls of these."""
 
-    baseline: str
-    series: Mapping[str, Mapping[int, Series]]
+    seconds: float
+    rounds: int = ROUNDS
+    like: LatencySession | None = None
+    opening: int = 0  # each has turns in another order
 
-    def speedup(self, name: str, batch: int) -> Speedup | None:
-        """Baseline p50 over the candidate's, with a 95 % interval over rounds; the baseline itself has none."""
-        if name == self.baseline:
-            return None
-        base, own = self.series[self.baseline][batch].rounds_ms, self.series[name][batch].rounds_ms
-        ratio = interleaved_ratio(base, own)
-        return Speedup(value=ratio.value, ci95=ratio.interval())
+    @property
+    def window(self) -> tuple[int, float]:
+        """Least calls and seconds of a warm-up window; fewer once all has been warm before."""
+        return (WARMUP_CALLS, WARMUP_WINDOW_S) if self.like is None else (WARMUP_AGAIN_CALLS, WARMUP_AGAIN_S)
 
-    def to_json(self) -> dict[str, dict[str, Any]]:
-        """Per candidate and batch: latency, throughput in items per second of mean latency, speedup."""
-        document: dict[str, dict[str, Any]] = {}
-        for name, per_batch in self.series.items():
-            document[name] = {}
-            for batch, series in per_batch.items():
-                latency, ratio = series.latency(), self.speedup(name, batch)
-                document[name][str(batch)] = {
-                    "latency": latency.model_dump(mode="json"),
-                    "throughput": 1000 * batch / latency.mean,
-                    "speedup": ratio.model_dump(mode="json") if ratio else None,
-                }
-        return document
+    def calls_per_turn(self, name: str, batch: int, pace: float) -> int:
+        """Timed calls of one turn: about 5 ms of work, or as many as in the earlier opening."""
+        if self.like is not None:
+            return int(self.like.series[name][batch].rounds_ms.shape[1])
+        return max(1, min(TURN_MOST_CALLS, math.ceil(TURN_S / pace)))
 
-    def samples_ms(self) -> dict[str, dict[int, Floats]]:
-        """Every sample, by candidate and batch, as [rounds, calls]."""
-        return {n: {b: s.rounds_ms for b, s in per.items()} for n, per in self.series.items()}
+
+def measure_openings(
+    opened: Callable[[], AbstractContextManager[Mapping[str, Timed]]],
+    feeds: Mapping[int, Mapping[str, Array]],
+    *,
+    baseline: str,
+    seconds: float,
+    progress: Callable[[int, int], None],
+    watch: Watching | None = None,
+) -> LatencySession:
+    """Measure as `measure_latency` does, `seconds` of calls each in all, opening the candidates 6 times.
+
+    Where a candidate's memory happens to lie changes its speed, for as long as it is open: one opening cannot know by
+    how much. Candidates that take longer to open five more times than to measure are opened once.
+    Source: Mytkowicz et al. 2009, ASPLOS (layout); Kalibera and Jones 2013, ISMM (repeat the level that varies).
+    Raises: MeasurementError as `measure_latency` does, and what `opened` raises.
+    """
+    sessions: list[LatencySession] = []
+    wanted = OPENINGS
+    with contextlib.ExitStack() as stack:
+        watch = watch if watch is not None else stack.enter_context(Watch())
+        while len(sessions) < wanted:
+            begun = time.perf_counter()
+            with opened() as runners:
+                if not sessions and (wanted - 1) * (time.perf_counter() - begun) > seconds * len(runners) * len(feeds):
+                    wanted = 1
+                like = sessions[0] if sessions else None
+                effort = Effort(seconds / wanted, math.ceil(ROUNDS / wanted), like, len(sessions))
+
+                def tell(done: int, total: int, before: int = len(sessions), parts: int = wanted) -> None:
+                    progress(before * total + done, parts * total)
+
+                sessions.append(_measure(runners, feeds, baseline, effort, tell, watch))
+    return merged(sessions)
 
 
 def measure_latency(
@@ -111,31 +120,50 @@ def measure_latency(
     baseline: str,
     seconds: float,
     progress: Callable[[int, int], None],
+    watch: Watching | None = None,
 ) -> LatencySession:
     """Time every runner at every batch, `seconds` of calls each.
 
     A round gives every runner one turn of a few calls, in an order that is shuffled anew: drift of the machine falls on
-    all of them alike, and nobody always follows the same neighbour. Each turn begins with a call that is not timed,
-    because the caches still hold the neighbour's data; for slow models too, or they alone would be timed cold.
+    all of them alike, and nobody always follows the same neighbour. Each turn begins with 2.5 ms of calls that are
+    not timed, at least one, because the caches still hold the neighbour's data.
     At least 20 rounds are taken; where those need more than three times the budget as many as it holds, at least 5.
+    A round that `watch` (this process, if none is given) finds disturbed is marked and another one taken, until twice
+    the budget is spent. What its calls took plays no part in that.
     Raises: MeasurementError, `where` naming the runner that could not be bound or failed while warming up.
     """
+    with contextlib.ExitStack() as stack:
+        watch = watch if watch is not None else stack.enter_context(Watch())
+        return _measure(runners, feeds, baseline, Effort(seconds), progress, watch)
+
+
+def _measure(
+    runners: Mapping[str, Timed],
+    feeds: Mapping[int, Mapping[str, Array]],
+    baseline: str,
+    effort: Effort,
+    progress: Callable[[int, int], None],
+    watch: Watching,
+) -> LatencySession:
     series: dict[str, dict[int, Series]] = {name: {} for name in runners}
+    surroundings = {}
     for index, (batch, feed) in enumerate(feeds.items()):
         calls = {}
         for name, runner in runners.items():
             with blamed(name, batch):
                 calls[name] = runner.bind(feed)
-        warmups = {name: _warm_up(call, name, batch) for name, call in calls.items()}
-        turns = {name: _calls_per_turn(pace) for name, (_, pace) in warmups.items()}
+        warmups = {name: _warm_up(call, name, batch, effort.window) for name, call in calls.items()}
+        turns = {name: effort.calls_per_turn(name, batch, pace) for name, (_, pace) in warmups.items()}
 
         def tell(share: float, before: int = index) -> None:
             progress(round(100 * (before + share)), 100 * len(feeds))
 
-        rounds = _rounds(calls, turns, seconds, tell)
-        for name, blocks in rounds.items():
-            series[name][batch] = Series(np.array(blocks) / 1e6, warmups[name][0])
-    return LatencySession(baseline, series)
+        gathered = _Rounds(calls, turns, watch, effort)
+        gathered.take(effort.seconds * len(calls), tell)
+        surroundings[batch] = watch.facts()
+        for name, blocks in gathered.nanoseconds.items():
+            series[name][batch] = Series(np.array(blocks) / 1e6, warmups[name][0], tuple(gathered.disturbed))
+    return LatencySession(baseline, series, surroundings)
 
 
 @contextlib.contextmanager
@@ -149,14 +177,14 @@ def blamed(name: str, batch: int | None = None) -> Iterator[None]:
         raise MeasurementError(f"failed{at}: {said}", where=name, hint=hint) from error
 
 
-def _warm_up(call: Callable[[], None], name: str, batch: int) -> tuple[int, float]:
+def _warm_up(call: Callable[[], None], name: str, batch: int, least: tuple[int, float]) -> tuple[int, float]:
     """Call until two windows in a row have medians within 5 %; return the calls made and the seconds of one."""
     made, started, before = 0, time.perf_counter(), math.inf
     while True:
         window: list[float] = []
         opened = time.perf_counter()
         with blamed(name, batch):
-            while len(window) < WARMUP_CALLS or time.perf_counter() - opened < WARMUP_WINDOW_S:
+            while len(window) < least[0] or time.perf_counter() - opened < least[1]:
                 begun = time.perf_counter()
                 call()
                 window.append(time.perf_counter() - begun)
@@ -167,41 +195,53 @@ def _warm_up(call: Callable[[], None], name: str, batch: int) -> tuple[int, floa
         before = median
 
 
-def _calls_per_turn(pace: float) -> int:
-    """Timed calls of one turn: about 5 ms of work."""
-    return max(1, min(TURN_MOST_CALLS, math.ceil(TURN_S / pace)))
+class _Rounds:
+    """Takes rounds: nanoseconds of every call, one list a turn, and whether each round was disturbed."""
 
+    def __init__(
+        self, calls: Mapping[str, Callable[[], None]], turns: Mapping[str, int], watch: Watching, effort: Effort
+    ) -> None:
+        self._calls, self._turns, self._watch, self._fewest = calls, turns, watch, effort.rounds
+        self._rng = np.random.default_rng((SEED, effort.opening))
+        self.nanoseconds: dict[str, list[list[int]]] = {name: [] for name in calls}
+        self.disturbed: list[bool] = []
 
-def _rounds(
-    calls: Mapping[str, Callable[[], None]],
-    turns: Mapping[str, int],
-    seconds: float,
-    tell: Callable[[float], None],
-) -> dict[str, list[list[int]]]:
-    """Take rounds until the time is up; nanoseconds of every call, one list a turn."""
-    rng = np.random.default_rng(SEED)
-    names = list(calls)
-    found: dict[str, list[list[int]]] = {name: [] for name in names}
-    budget = seconds * len(names)
-    started = time.perf_counter()
-    with _no_collection():
-        while (spent := time.perf_counter() - started) < budget or _too_few(len(found[names[0]]), spent / budget):
-            for position in rng.permutation(len(names)):
-                name = names[position]
-                found[name].append(_turn(calls[name], turns[name]))
-            tell(min(1.0, spent / budget))
-    return found
+    def take(self, budget: float, tell: Callable[[float], None]) -> None:
+        """Take rounds until `budget` seconds of undisturbed ones are there, or there is no hope of them."""
+        names = list(self._calls)
+        order = self._rng.permutation(len(names))
+        started, quiet = time.perf_counter(), 0.0
+        spent = 0.0
+        with _no_collection():
+            self._watch.begin()
+            while self._owes(quiet, spent, budget):
+                # Every second round goes the other way round: nobody is early more often than late.
+                order = order[::-1] if len(self.disturbed) % 2 else self._rng.permutation(len(names))
+                for position in order:
+                    name = names[position]
+                    self.nanoseconds[name].append(_turn(self._calls[name], self._turns[name]))
+                self.disturbed.append(bool(self._watch.round()))
+                before, spent = spent, time.perf_counter() - started
+                if not self.disturbed[-1]:
+                    quiet += spent - before
+                tell(min(1.0, quiet / budget))
 
-
-def _too_few(rounds: int, budgets: float) -> bool:
-    return rounds < (ROUNDS if budgets < OVERTIME else FEWEST_ROUNDS)
+    def _owes(self, quiet_s: float, spent_s: float, budget: float) -> bool:
+        rounds = len(self.disturbed)
+        quiet = rounds - sum(self.disturbed)
+        replacing = (quiet_s < budget or quiet < self._fewest) and spent_s < REPLACED * budget
+        return replacing or rounds < (self._fewest if spent_s < OVERTIME * budget else min(self._fewest, FEWEST_ROUNDS))
 
 
 def _turn(call: Callable[[], None], count: int) -> list[int]:
-    """Call once untimed, then time `count` calls in a row."""
+    """Call untimed until the caches are this candidate's again, then time `count` calls in a row."""
     clock = time.perf_counter_ns
     times = []
-    call()
+    started = clock()
+    while True:
+        call()
+        if clock() - started >= REWARM_S * 1e9:
+            break
     for _ in range(count):
         begun = clock()
         call()
@@ -219,66 +259,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def pinned(threads: int) -> Iterator[tuple[int, ...]]:
-    """Keep every thread of this process on `threads` processors while measuring; give back which, () where the system
-    cannot pin. Threads started meanwhile inherit it, and afterwards every thread has what it had before.
-
-    Raises: MeasurementError when fewer processors are allowed than threads asked for.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        yield ()
-        return
-    allowed = os.sched_getaffinity(0)
-    if threads > len(allowed):
-        raise MeasurementError(
-            f"{threads} threads are asked for and this process may use {len(allowed)} processors",
-            where="measure.threads",
-            hint=f"threads: {len(allowed)}",
-        )
-    chosen = _choose(allowed, threads)
-    before = {thread: _affinity(thread, set(chosen)) for thread in _threads()}
-    try:
-        yield chosen
-    finally:
-        for thread in _threads():
-            _affinity(thread, before.get(thread) or allowed)
-
-
-def _choose(allowed: set[int], threads: int) -> tuple[int, ...]:
-    """The fastest processors, one a core as long as there are cores, and of equal ones the last: the first processors
-    serve most interrupts.
-    """
-    ordered = sorted(allowed, key=lambda n: (-_number(n, "cpufreq/cpuinfo_max_freq"), -n))
-    seen: dict[str, int] = {}
-    sibling = {}
-    for processor in ordered:
-        core = _read(processor, "topology/thread_siblings_list") or str(processor)
-        sibling[processor] = seen[core] = seen.get(core, -1) + 1
-    return tuple(sorted(sorted(ordered, key=lambda n: sibling[n])[:threads]))
-
-
-def _read(processor: int, name: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/sys/devices/system/cpu/cpu{processor}/{name}").read_text().strip()
-    return ""
-
-
-def _number(processor: int, name: str) -> int:
-    text = _read(processor, name)
-    return int(text) if text.isdigit() else 0
-
-
-def _threads() -> list[int]:
-    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
-
-
-def _affinity(thread: int, processors: set[int]) -> set[int]:
-    """Pin a thread; return where it was allowed before, nothing when it has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        before = os.sched_getaffinity(thread)
-        os.sched_setaffinity(thread, processors)
-        return before
-    return set()

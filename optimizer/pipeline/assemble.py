@@ -15,14 +15,13 @@ from optimizer.metrics import metric_named
 from optimizer.pipeline.bench import Measured, read_document
 from optimizer.pipeline.calibration import Calibrated, summaries
 from optimizer.pipeline.layers import layer_table
+from optimizer.pipeline.numbers import latency_fields, load_fields, trtexec_line
 from optimizer.results import (
     ArtifactRef,
     CandidateReport,
-    Latency,
     Precision,
     RecipeRef,
     Report,
-    Speedup,
     StageReport,
 )
 
@@ -51,7 +50,8 @@ def assemble(outcome: Outcome) -> Report:
     """Return the report: candidates with their numbers, each one's verdict, the front, the recommendation."""
     recipe, measured = outcome.recipe, outcome.measured
     latency = read_document(measured.latency) if measured.latency else {"candidates": {}, "affinity": []}
-    candidates = [_candidate(s, outcome, latency["candidates"].get(s.name)) for s in outcome.subjects]
+    surroundings: dict[str, dict[str, Any]] = latency.get("surroundings", {})
+    candidates = [_candidate(s, outcome, latency) for s in outcome.subjects]
     candidates += outcome.failed
     baseline = candidates[0]
     metric = next(iter(recipe.metrics), None)
@@ -64,7 +64,7 @@ def assemble(outcome: Outcome) -> Report:
             recipe.measure.threads,
             latency["affinity"],
             next((s.device for s in outcome.subjects if s.device != "cpu"), "cuda:0"),
-        ),
+        ).model_copy(update={"surroundings": surroundings}),
         baseline=baseline.name,
         candidates=tuple(judged),
         stages=tuple(outcome.stages),
@@ -75,7 +75,7 @@ def assemble(outcome: Outcome) -> Report:
         metrics=better,
         command=outcome.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        notes=(*outcome.notes, *_doubts(baseline, outcome), *_notes(outcome.measured)),
+        notes=(*outcome.notes, *_doubts(baseline, outcome), *_notes(outcome.measured), *_complaints(surroundings)),
         calibration=summaries(outcome.calibrated),
     )
 
@@ -101,7 +101,13 @@ def _notes(measured: Measured) -> list[str]:
     return [f"{name}: {note}" for name, entry in measured.accuracy.items() for note in read_document(entry)["notes"]]
 
 
-def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | None) -> CandidateReport:
+def _complaints(surroundings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [
+        f"latency at batch {batch}: {said}" for batch, facts in surroundings.items() for said in facts["complaints"]
+    ]
+
+
+def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any]) -> CandidateReport:
     error = outcome.measured.failures.get(subject.name)
     entry = outcome.measured.accuracy.get(subject.name)
     about = read_document(entry) if entry is not None else None
@@ -112,6 +118,7 @@ def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | 
         "device": subject.device,
         "artifact": outcome.artifacts[subject.name],
         **layer_table(subject, about["delivered"] if about else {}),
+        "trtexec": trtexec_line(subject),
     }
     if error is not None or about is None:
         reason = error.render() if error is not None else "its accuracy could not be measured"
@@ -125,22 +132,14 @@ def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any] | 
         "accuracy_runtime": about["runtime"],
         "accuracy_delta": about["delta"],
         "numerics": about["numerics"],
+        "proof": about["proof"],
     }
     if not subject.executes:
         return CandidateReport(**common, status="built", reason=subject.missing)
-    return CandidateReport(**common, status="measured", **_latency(latency))
-
-
-def _latency(document: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Split the session's document into the report's three tables, each by batch."""
-    if document is None:
-        return {}
-    found: dict[str, Any] = {
-        "latency_ms": {b: Latency.model_validate(d["latency"]) for b, d in document.items()},
-        "throughput": {b: d["throughput"] for b, d in document.items()},
-    }
-    ratios = {b: Speedup.model_validate(d["speedup"]) for b, d in document.items() if d["speedup"] is not None}
-    return found | {"speedup": ratios or None}
+    timed = latency_fields(latency["candidates"].get(subject.name))
+    load = load_fields(outcome.measured.load.get(subject.name))
+    execution = latency.get("executions", {}).get(subject.name, {})
+    return CandidateReport(**common, status="measured", **timed, **load, execution=execution)
 
 
 def failed_candidate(candidate: Candidate, error: OptimizerError) -> CandidateReport:

@@ -36,9 +36,10 @@ _MEASURES_WITH = (
     "tensorrt-cu12",
     "tensorrt-cu13",
     "tensorrt_rtx",
+    "openvino",
     "Pillow",
 )
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(slots=True)
@@ -47,7 +48,9 @@ class Measured:
 
     accuracy: dict[str, Entry] = field(default_factory=dict)
     latency: Entry | None = None
+    load: dict[str, Entry] = field(default_factory=dict)  # memory, energy, LoadGen, sweep, concurrency
     failures: dict[str, OptimizerError] = field(default_factory=dict)
+    errors: list[OptimizerError] = field(default_factory=list)  # of measurements that no candidate fails by
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Bench:
     evaluation_digest: str
     device: str
     remeasure: bool
+    logs: Path | None = None  # a run's folder for what explains failures
     check_unchanged: Callable[[], None] = lambda: None  # raises when the evaluation data changed meanwhile
 
 

@@ -16,7 +16,7 @@ from optimizer.pipeline.execute import Executed, Workshop, execute
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.plan import Plan, plan, write_history
 from optimizer.pipeline.run import place_artifacts, write_run
-from optimizer.pipeline.subject import Subject, device_of, runner_of
+from optimizer.pipeline.subject import Subject, device_of, runner_of, why_not
 
 if TYPE_CHECKING:
     from optimizer.progress import Progress
@@ -73,6 +73,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         digest,
         options.device,
         options.remeasure,
+        run / "logs",
         lambda: shop.check_unchanged(["evaluation"]),
     )
     try:
@@ -80,7 +81,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     except OptimizerError as error:
         # Where nothing was built either, what failed first is the cause, and the baseline stumbled over the same.
         raise together([error, *errors] if subjects[1:] else errors or [error]) from error
-    errors += distinct(measured.failures.values())
+    errors += distinct([*measured.failures.values(), *measured.errors])
     calibrated = of_steps(done.outputs)
     artifacts = place_artifacts(subjects, run, calibrated)
     outcome = Outcome(
@@ -121,19 +122,17 @@ def _subjects(planned: Plan, done: Executed, device: str) -> tuple[list[Subject]
                 raise error
             continue
         graph = done.outputs[candidate.graph] if candidate.graph else None
-        place = device_of(candidate.target, device)
-        runner = runner_of(candidate.target)
-        missing = runner.missing(device) or runner.refuses(done.outputs[candidate.step], place)
+        artifact = done.outputs[candidate.step]
         subjects.append(
             Subject(
                 candidate.name,
                 candidate.variant,
                 candidate.precision,
                 candidate.target,
-                place,
-                done.outputs[candidate.step],
+                device_of(candidate.target, device),
+                artifact,
                 graph,
-                missing,
+                why_not(candidate.target, artifact, device),
             )
         )
     return subjects, failed

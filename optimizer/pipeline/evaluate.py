@@ -11,14 +11,13 @@ from optimizer.digest import sha256_json
 from optimizer.errors import MeasurementError, OptimizerError, StageError
 from optimizer.metrics import metric_named
 from optimizer.pipeline.bench import GOLDEN, OUTCOMES, Bench, Measured, conditions, identity, store, writer
-from optimizer.pipeline.feeds import check_feeds
-from optimizer.stages import TARGETS
+from optimizer.pipeline.feeds import check_sizes
+from optimizer.pipeline.prove import Proof
 
 if TYPE_CHECKING:
     from optimizer.measure.accuracy import Evaluation
     from optimizer.pipeline.subject import Subject
     from optimizer.recipe.model import Recipe
-    from optimizer.runtime.session import Session
 
 GOLDEN_SAMPLES = 8
 
@@ -33,6 +32,7 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
             "candidate": identity(s),
             "baseline": identity(base),
             "batch": recipe.evaluation_batch,
+            "proof": list(check_sizes(recipe)),
             "metrics": {name: options.model_dump() for name, options in recipe.metrics.items()},
             **conditions(bench),
         }
@@ -50,15 +50,13 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
         return
     _check_labels(subjects, bench)
     started = time.perf_counter()
-    found, sentences = _evaluate(base, missing, bench, measured)
+    found, about = _evaluate(base, missing, bench, measured)
     bench.check_unchanged()
     seconds = time.perf_counter() - started
     for subject in missing:
         if subject.name not in found:
             continue
-        document = _accuracy_document(subject, found[base.name], found[subject.name], recipe) | {
-            "runtime": sentences[subject.name]
-        }
+        document = _accuracy_document(subject, found[base.name], found[subject.name], recipe) | about[subject.name]
         write = writer(document, _accuracy_arrays(found, subject.name))
         entry = store(bench, keys[subject.name], documents[subject.name], write, seconds)
         measured.accuracy[subject.name] = entry
@@ -82,24 +80,27 @@ def _check_labels(subjects: Sequence[Subject], bench: Bench) -> None:
 
 def _evaluate(
     base: Subject, missing: Sequence[Subject], bench: Bench, measured: Measured
-) -> tuple[dict[str, Evaluation], dict[str, str]]:
+) -> tuple[dict[str, Evaluation], dict[str, dict[str, Any]]]:
+    """Prove every candidate, then evaluate those that stand; the second part says of each by what, and the proof."""
     from optimizer.measure.accuracy import evaluate
 
     recipe = bench.recipe
-    sentences: dict[str, str] = {}
-    proofs: dict[str, tuple[str, ...]] = {}
+    about: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         threads = recipe.measure.threads
-        baseline, sentences[base.name] = _open(base, threads, stack)
+        baseline, sentence = _open(base, threads, stack)
+        proof = Proof(bench, base, baseline, stack)
+        proven = proof.of(base, baseline) if base.graph is not None and base in missing else ()
+        about[base.name] = {"runtime": sentence, "proof": list(proven)}
         others = {}
         for subject in missing:
             if subject.name == base.name:
                 continue
             try:
-                others[subject.name], sentences[subject.name] = _open(subject, threads, stack)
-                proofs[subject.name] = _prove(subject, others[subject.name], bench)
+                opened, sentence = _open(subject, threads, stack, proof)
+                about[subject.name] = {"runtime": sentence, "proof": list(proof.of(subject, opened))}
+                others[subject.name] = opened
             except OptimizerError as error:
-                others.pop(subject.name, None)
                 measured.failures[subject.name] = error
         outputs = {name: options.output for name, options in recipe.metrics.items()}
         result = evaluate(
@@ -111,40 +112,22 @@ def _evaluate(
             progress=lambda done, total: bench.progress.advance("accuracy", done, total),
             golden_samples=GOLDEN_SAMPLES,
         )
-    for name, evaluation in result.candidates.items():
-        evaluation.notes.extend(proofs[name])
     measured.failures |= result.failures
-    return {base.name: result.baseline, **result.candidates}, sentences
+    return {base.name: result.baseline, **result.candidates}, about
 
 
-def _open(subject: Subject, threads: int, stack: contextlib.ExitStack) -> tuple[Any, str]:
+def _open(subject: Subject, threads: int, stack: contextlib.ExitStack, proof: Proof | None = None) -> tuple[Any, str]:
     """Open what computes the subject's outputs on this machine: itself, or its graph under the judge."""
     if subject.executes:
-        runner = stack.enter_context(subject.runner(threads))
-        return runner, f"{subject.runtime} on {subject.device}"
-    from optimizer.judge import open_judge
-
+        return stack.enter_context(subject.runner(threads)), f"{subject.runtime} on {subject.device}"
     if subject.graph is None:
         raise MeasurementError(f"cannot execute here: {subject.missing}", where=subject.name)
+    if proof is not None:
+        return proof.judge(subject.graph)
+    from optimizer.judge import open_judge
+
     session, sentence = open_judge(subject.graph.file, threads)
     return stack.enter_context(session), sentence
-
-
-def _prove(subject: Subject, opened: Session, bench: Bench) -> tuple[str, ...]:
-    """Hold an engine against its graph on real inputs where it executes: it may have been built where it could not.
-
-    Raises: StageError, naming the output and the batch.
-    """
-    tolerance = TARGETS[subject.runtime][-1].tolerance if subject.artifact.format == "engine" else None
-    if tolerance is None or subject.graph is None or not subject.executes:
-        return ()
-    from optimizer.judge import open_judge
-    from optimizer.verify import verify
-
-    feeds = check_feeds(bench.recipe, bench.splits.evaluation, subject.artifact.inputs)
-    judge, _ = open_judge(subject.graph.file)
-    with judge:
-        return tuple(verify(judge, opened, feeds, tolerance, what=f"'{subject.name}' against its graph"))
 
 
 def _accuracy_document(subject: Subject, base: Evaluation, own: Evaluation, recipe: Recipe) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.checkpoint import MODULE_FILE, read_description
 from optimizer.errors import OptimizerError, RecipeError, StageError, UsageError
+from optimizer.peak_memory import peak_rss_bytes, reset_peak_rss
 from optimizer.pipeline.feeds import check_feeds
 from optimizer.pipeline.plan import Plan, step_key
 from optimizer.progress import Progress
@@ -35,6 +36,7 @@ class Executed:
     reports: list[StageReport] = field(default_factory=list)
     failures: dict[str, OptimizerError] = field(default_factory=dict)
     documents: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def _step(step: Step, shop: Workshop, done: Executed) -> None:
     sources = {role: done.outputs[name] for role, name in step.sources.items()}
     entry, reused = shop.store.build(key, lambda workdir: _write(step, key, document, sources, workdir, shop))
     done.outputs[step.id] = entry.artifact(step.stage.produces)
-    done.reports.append(_report(step, key, entry, reused, entry.record.notes))
+    report = _report(step, key, entry, reused, entry.record.notes)
+    done.reports.append(report.model_copy(update={"started_s": started - done.begun}))
     seconds = None if reused else time.perf_counter() - started
     shop.progress.step(step.id, "reused" if reused else "built", seconds, key)
 
@@ -172,28 +175,29 @@ def _check(step: Step, sources: Mapping[str, Artifact], made: Artifact, shop: Wo
     """Run the output against its parent on real inputs, or say why it cannot execute here."""
     if step.stage.tolerance is None:
         return []
+    from optimizer.measure.agreement import DisagreementError
     from optimizer.verify import verify
 
     feeds = check_feeds(shop.recipe, shop.splits.evaluation, made.inputs)
     child = step.stage.open_output(made)
     if isinstance(child, str):
         return [child if child.startswith("unverified") else f"unverified: {child}"]
-    with child, step.stage.open_parent(sources) as parent:
-        return verify(parent, child, feeds, step.stage.tolerance, what=f"stage '{step.id}'")
+    try:
+        with child, step.stage.open_parent(sources) as parent:
+            return verify(parent, child, feeds, step.stage.tolerance, what=f"stage '{step.id}'")
+    except DisagreementError as error:
+        from optimizer.pipeline.blame import explained, of_stage
+
+        chain = of_stage(step.id, step.stage, sources, made, step.stage.tolerance)
+        raise explained(error, chain, shop.logs / f"{step.id.replace('/', '.')}.fault") from error
 
 
 @contextlib.contextmanager
 def _peak_memory() -> Iterator[list[int]]:
     """Measure the peak resident memory of this process, or of its children if theirs was larger, in bytes."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    with contextlib.suppress(OSError):
-        clear.write_text("5")
+    reset_peak_rss()
     peak = [0]
     yield peak
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for line in status.read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            own = int(line.split()[1])
     after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak[0] = 1024 * max(own, after if after > children else 0)
+    peak[0] = max(peak_rss_bytes(), 1024 * after if after > children else 0)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from optimizer.digest import sha256_json
 from optimizer.errors import MeasurementError
 from optimizer.pipeline.bench import LATENCY, Bench, Measured, conditions, identity, store, writer
 from optimizer.pipeline.evaluate import measure_accuracy
 from optimizer.pipeline.feeds import feed
+from optimizer.pipeline.load import measure_load
 
 if TYPE_CHECKING:
-    from optimizer.measure.latency import LatencySession
+    from optimizer.measure.series import LatencySession
     from optimizer.pipeline.subject import Subject
+    from optimizer.runner import Runner
+    from optimizer.runtime.session import Feed
 
 
 def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
@@ -36,6 +40,7 @@ def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
                 raise
             measured.failures[culprit.name] = error
             running.remove(culprit)
+    measure_load(running, bench, measured)
     return measured
 
 
@@ -56,34 +61,66 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
         measured.latency = entry
         return
     started = time.perf_counter()
-    session, affinity = _time(subjects, bench)
+    session, affinity, executions = _time(subjects, bench)
     seconds = time.perf_counter() - started
-    write = writer(
-        {"affinity": list(affinity), "candidates": session.to_json()},
-        {LATENCY: {f"{name}/{batch}": a for name, per in session.samples_ms().items() for batch, a in per.items()}},
-    )
-    measured.latency = store(bench, key, document, write, seconds)
+    about = {
+        "affinity": list(affinity),
+        "candidates": session.to_json(),
+        "surroundings": {str(batch): facts for batch, facts in session.surroundings.items()},
+        "executions": executions,
+    }
+    measured.latency = store(bench, key, document, writer(about, {LATENCY: session.arrays()}), seconds)
     bench.progress.step("latency", "measured", seconds, None)
 
 
-def _time(subjects: Sequence[Subject], bench: Bench) -> tuple[LatencySession, tuple[int, ...]]:
-    from optimizer.measure.latency import blamed, measure_latency, pinned
+def _time(
+    subjects: Sequence[Subject], bench: Bench
+) -> tuple[LatencySession, tuple[int, ...], dict[str, dict[str, Any]]]:
+    """Time all subjects; the last part is what their sessions say of how they executed."""
+    from optimizer.measure.affinity import pinned
+    from optimizer.measure.latency import blamed, measure_openings
+    from optimizer.measure.surroundings import Watch
 
     settings = bench.recipe.measure
     samples = bench.splits.evaluation
-    with contextlib.ExitStack() as stack:
-        affinity = stack.enter_context(pinned(settings.threads))
-        runners = {}
-        for subject in subjects:
-            with blamed(subject.name) if subject is not subjects[0] else contextlib.nullcontext():
-                runners[subject.name] = stack.enter_context(subject.runner(settings.threads))
-        inputs = subjects[0].artifact.inputs
-        feeds = {batch: feed(samples, inputs, batch) for batch in settings.batches}
-        session = measure_latency(
-            runners,
+    inputs = subjects[0].artifact.inputs
+    feeds = {batch: feed(samples, inputs, batch) for batch in settings.batches}
+    executions: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Mapping[str, Runner]]:
+        with contextlib.ExitStack() as stack:
+            runners = {}
+            for subject in subjects:
+                with blamed(subject.name) if subject is not subjects[0] else contextlib.nullcontext():
+                    runners[subject.name] = stack.enter_context(subject.runner(settings.threads))
+            yield runners
+            for name, runner in runners.items():
+                executions.setdefault(name, told(runner, feeds[settings.batches[0]]))
+
+    device = next((s.device for s in subjects if s.device != "cpu"), "cpu")
+    with pinned(settings.threads) as affinity, Watch(affinity, device) as watch:
+        session = measure_openings(
+            opened,
             feeds,
             baseline=subjects[0].name,
             seconds=settings.seconds,
             progress=lambda done, total: bench.progress.advance("latency", done, total),
+            watch=watch,
         )
-    return session, affinity
+    return session, affinity, executions
+
+
+def told(runner: Runner, feed: Feed) -> dict[str, Any]:
+    """Return what a session on a GPU says of itself: CUDA graphs, nodes run elsewhere, what copies in and out take."""
+    session = runner.session
+    found: dict[str, Any] = {}
+    captures = getattr(session, "captures", None)
+    if captures:
+        found["cuda_graphs"] = [dataclasses.asdict(capture) for capture in captures]
+    if getattr(session, "leftovers", None) is not None:
+        found["nodes_elsewhere"] = session.leftovers  # type: ignore[attr-defined]
+    if runner.device != "cpu" and hasattr(session, "transfers"):
+        copies = session.transfers(feed)
+        found["transfers"] = dataclasses.asdict(copies) if copies is not None else None
+    return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.digest import sha256_json
 from optimizer.environment import device_fingerprint, versions
 from optimizer.errors import MissingToolError, UsageError
-from optimizer.pipeline.feeds import check_batches
+from optimizer.pipeline.feeds import check_sizes
 from optimizer.recipe.sources import Source, read_sources
 from optimizer.recipe.steps import Derivation, Step, derive
 from optimizer.types import Artifact
@@ -104,7 +104,7 @@ def step_key(step: Step, outputs: Mapping[str, Artifact], device: str, recipe: R
     digests = {role: outputs[name].digest for role, name in step.sources.items()}
     tools = versions(step.stage.tools)
     bound = _bound(device) if step.stage.device_bound else None
-    document = step.stage.key_document(digests, tools, bound, check_batches(recipe))
+    document = step.stage.key_document(digests, tools, bound, check_sizes(recipe))
     return sha256_json(document), document
 
 

@@ -31,15 +31,26 @@ def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
         source = "the layer table of the engine's build"
         source += _tf32(about["precision"], "cuda:0", "float32") + _told(about.get("precision_notes", ()))
         return dict(about["precision"]), source
+    return _of_graph(subject, threads)
+
+
+def _of_graph(subject: Subject, threads: int) -> tuple[Shares, str]:
+    """An ONNX graph, as the runtime compiles or interprets it."""
     from optimizer.graph.receipt import cuda_receipt, graph_receipt, onnxruntime_receipt
 
     if subject.device != "cpu":
         receipt = cuda_receipt(subject.artifact.file)
         source = "the graph's types: onnxruntime's CUDA provider computes in float between Q/DQ (not read back)"
         return receipt.shares, source + _tf32(receipt.shares, subject.device, "float32") + _told(receipt.notes)
-    if not subject.executes:  # bfloat16 on the CPU: onnxruntime does not even load it
+    if not subject.executes:  # bfloat16 on the CPU: onnxruntime does not even load it; or a runtime is not installed
         receipt = graph_receipt(subject.artifact.file)
         return receipt.shares, "the graph's types: it does not execute here" + _told(receipt.notes)
+    if subject.runtime == "openvino":
+        from optimizer.graph.openvino_receipt import openvino_receipt
+
+        receipt = openvino_receipt(subject.artifact.file, threads)
+        source = "the model that OpenVINO compiled" + _without_kernels(subject.precision, receipt.shares)
+        return receipt.shares, source + _told(receipt.notes)
     receipt = onnxruntime_receipt(subject.artifact.file, threads)
     source = "onnxruntime's optimised graph"
     if subject.precision == "fp16" and not receipt.shares.get("fp16"):
@@ -47,6 +58,15 @@ def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
     if subject.precision == "fp8" and not receipt.shares.get("fp8"):
         source += ": its CPU kernels compute in float32 between FP8 Q/DQ"
     return receipt.shares, source + _told(receipt.notes)
+
+
+def _without_kernels(precision: str, shares: Shares) -> str:
+    """Why OpenVINO computes in float32 what the graph has in less."""
+    if precision in ("fp16", "bf16") and not shares.get(precision):
+        return f": this CPU has no {precision} arithmetic that it uses, so it computes in float32"
+    if precision == "fp8" and not shares.get(precision):
+        return ": it computes in float32 between FP8 Q/DQ"
+    return ""
 
 
 def weight_shares(folder: Path) -> Shares:

@@ -20,7 +20,7 @@ from optimizer.pipeline.calibration import of_run
 from optimizer.pipeline.execute import read_interface
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.run import RUN_FILE, SCHEMA, place_artifacts, write_run
-from optimizer.pipeline.subject import Subject, device_of, runner_of
+from optimizer.pipeline.subject import Subject, device_of, why_not
 from optimizer.runners import RUNNERS
 from optimizer.types import Artifact, Format
 
@@ -113,11 +113,12 @@ def remeasure(run: Carried, store: Store, new: Path, options: Options, progress:
         sha256_json(document),
         options.device,
         options.remeasure,
+        new / "logs",
     )
     subjects = [_subject(run.folder, name, part, options.device) for name, part in about["candidates"].items()]
     subjects.sort(key=lambda s: s.name != before.baseline)
     measured = measure(subjects, bench)
-    errors: list[OptimizerError] = distinct(measured.failures.values())
+    errors: list[OptimizerError] = distinct([*measured.failures.values(), *measured.errors])
     calibrated = of_run(run.folder)
     artifacts = place_artifacts(subjects, new, calibrated)
     failed = [c for c in before.candidates if c.status == "failed" and c.artifact is None]
@@ -146,5 +147,5 @@ def _subject(run: Path, name: str, about: Mapping[str, Any], device: str) -> Sub
         device_of(runtime, device),
         artifact,
         graph,
-        runner_of(runtime).missing(device) or runner_of(runtime).refuses(artifact, device_of(runtime, device)),
+        why_not(runtime, artifact, device),
     )

@@ -17,6 +17,7 @@ from optimizer.digest import sha256_file
 from optimizer.errors import UsageError
 from optimizer.pipeline import calibration
 from optimizer.pipeline.bench import GOLDEN, LATENCY, OUTCOMES, Measured
+from optimizer.pipeline.load import place_load
 from optimizer.results import ArtifactRef
 from optimizer.types import Artifact
 
@@ -88,6 +89,7 @@ def write_run(
     """Write all that lies beside the artifacts but the report, which the caller renders last."""
     _write_outcomes(run, measured)
     golden = _write_golden(run, measured)
+    place_load(measured, run)
     _write_recipe(run, recipe)
     labels = _labels(recipe)
     if labels:

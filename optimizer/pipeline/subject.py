@@ -38,5 +38,13 @@ def runner_of(runtime: str) -> type[Runner]:
 
 
 def device_of(runtime: str, device: str) -> str:
-    """Return where a runtime executes: engines need a GPU whatever was asked for, so without one they stay `built`."""
+    """Return where a runtime executes, whatever was asked for: OpenVINO on the CPU, TensorRT on a GPU or nowhere."""
+    if runtime == "openvino":
+        return "cpu"
     return device if device != "cpu" or "tensorrt" not in runtime else "cuda:0"
+
+
+def why_not(runtime: str, artifact: Artifact, device: str) -> str | None:
+    """Return why this machine cannot execute the artifact when `device` is asked for, as a sentence, or None."""
+    kind, place = runner_of(runtime), device_of(runtime, device)
+    return kind.missing("cpu" if place == "cpu" else device) or kind.refuses(artifact, place)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 
-from optimizer.recipe.model import Data
+from optimizer.recipe.engine_checks import check_engines
+from optimizer.recipe.load_checks import check_load
+from optimizer.recipe.model import Data, Variant
 from optimizer.recipe.sections import Draft
 from optimizer.recipe.vocabulary import Vocabulary, option_fields
 from optimizer.recipe.wording import KeyPath, Problems, listed, nearest, shown, unknown
 
-_EVERY_ENGINE = 8.0  # the least compute capability of an engine that lists none
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -23,12 +24,12 @@ def check(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         _splits(draft.data, problems)
         _transform(draft.data, problems)
     _variants(draft, words, problems)
-    for name, variant in draft.variants.items():
-        for target in variant.targets:
-            if target in draft.targets:
-                _capabilities(draft, words, problems, name, target)
+    _targets(draft, words, problems)
+    check_engines(draft, words, problems)
     _profile(draft, words, problems)
     _batches(draft, problems)
+    if draft.measure is not None:
+        check_load(draft, draft.measure, problems)
     _gate(draft, problems)
 
 
@@ -112,58 +113,47 @@ def _layout(layout: str | None, problems: Problems) -> None:
 
 
 def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
-    used: set[str] = set()
     for name, variant in draft.variants.items():
-        used.update(variant.targets)
         path: KeyPath = ("variants", name)
         _no_duplicates(variant.targets, (*path, "targets"), problems)
         for index, target in enumerate(variant.targets):
             if target not in draft.targets:
                 text = f"{shown(target)}: {unknown('target', target, tuple(draft.targets))}"
                 problems.cross((*path, "targets", index), text, ("targets", target))
-        defaults = {option: field.default for option, field in option_fields(words.variants[variant.precision]).items()}
-        for option, (other, value) in words.dependencies(variant.precision).items():
-            given = variant.options.get(other, defaults[other])
-            values = value if isinstance(value, tuple) else (value,)
-            if option in variant.options and given not in values:
-                text = f"has no effect with {other}: {shown(given)}; remove it, or write {other}: {values[0]}"
-                problems.cross((*path, option), text, (*path, other), at_key=True)
-        if variant.options.get("method") == "auto" and not words.chooses_method(variant.precision):
-            text = f"{variant.precision} has no auto: name the method, all of them are found in the one pass"
-            problems.cross((*path, "method"), text, at_key=True)
+            elif not words.takes(target, variant.precision):
+                text = f"{target} executes the PyTorch module as it is, in fp32: no {variant.precision} runs on it"
+                problems.cross((*path, "targets", index), text, ("targets", target))
+        _options(variant, path, words, problems)
         if words.needs_calibration(variant.precision) and draft.data is not None and draft.data.calibration is None:
             named = name if name == variant.precision else f"{name} ({variant.precision})"
             text = f"{named} needs data.calibration: {{split: NAME}}, real samples other than data.evaluation's"
             problems.cross(path, text, ("data", "calibration"), at_key=True)
+
+
+def _options(variant: Variant, path: KeyPath, words: Vocabulary, problems: Problems) -> None:
+    """Note options that have no effect beside the others."""
+    defaults = {option: field.default for option, field in option_fields(words.variants[variant.precision]).items()}
+    for option, (other, value) in words.dependencies(variant.precision).items():
+        given = variant.options.get(other, defaults[other])
+        values = value if isinstance(value, tuple) else (value,)
+        if option in variant.options and given not in values:
+            text = f"has no effect with {other}: {shown(given)}; remove it, or write {other}: {values[0]}"
+            problems.cross((*path, option), text, (*path, other), at_key=True)
+    if variant.options.get("method") == "auto" and not words.chooses_method(variant.precision):
+        text = f"{variant.precision} has no auto: name the method, all of them are found in the one pass"
+        problems.cross((*path, "method"), text, at_key=True)
+
+
+def _targets(draft: Draft, words: Vocabulary, problems: Problems) -> None:
+    """Note targets that nothing is built for, or that cannot execute what the recipe starts from."""
+    used = {target for variant in draft.variants.values() for target in variant.targets}
+    from_onnx = draft.model is not None and draft.model.checkpoint.endswith(".onnx")
     for target in draft.targets:
-        if target not in used:
+        if target in words.of_module and from_onnx:
+            text = "executes a PyTorch module, and this recipe starts from an .onnx: remove it"
+            problems.cross(("targets", target), text, ("model", "checkpoint"), at_key=True)
+        elif target not in used:
             problems.cross(("targets", target), "no variant is built for it: remove it", ("variants",), at_key=True)
-
-
-def _capabilities(draft: Draft, words: Vocabulary, problems: Problems, name: str, target: str) -> None:
-    """Refuse a variant for which a target would build engines that its GPUs cannot execute."""
-    precision = draft.variants[name].precision
-    needed = words.needs_capability(precision)
-    if needed is None or not words.lists_capabilities(target):
-        return
-    listed = draft.targets[target].options.get("compute_capabilities", ())
-    early = [capability for capability in listed if float(capability) < float(needed)]
-    others = ", ".join(other for other in draft.targets if other != target)
-    elsewhere = f", or write variants.{name}.targets: [{others}]" if others else ""
-    named = name if name == precision else f"{name} ({precision})"
-    path: KeyPath = ("targets", target, "compute_capabilities")
-    if early:
-        text = (
-            f"{named} needs a GPU of {needed} or later, no engine of it is built for {', '.join(early)}: "
-            f"leave {'it' if len(early) == 1 else 'them'} out{elsewhere}"
-        )
-        problems.cross(path, text, ("variants", name))
-    elif not listed and float(needed) > _EVERY_ENGINE:
-        text = (
-            f"{named} needs a GPU of {needed} or later, and the default is all from 8.0 on: "
-            f"add compute_capabilities: ['{needed}']{elsewhere}"
-        )
-        problems.cross(path[:2], text, ("variants", name), at_key=True)
 
 
 def _profile(draft: Draft, words: Vocabulary, problems: Problems) -> None:

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from optimizer.graph.builder_options import UNLOCK
 from optimizer.recipe.model import Data, ModelSource
 from optimizer.recipe.sections import Draft
 from optimizer.recipe.vocabulary import Vocabulary
@@ -25,6 +26,11 @@ def check(draft: Draft, folder: Path, words: Vocabulary, problems: Problems, *, 
         _model(draft.model, folder, words, problems)
     if draft.data is not None:
         _data(draft.data, folder, problems)
+    for name, target in draft.targets.items():
+        cache = target.options.get("timing_cache")
+        if cache is not None and cache.locked and not (folder / cache.path).is_file():
+            text = f"there is no timing cache at {cache.path}. {UNLOCK}"
+            problems.cross(("targets", name, "timing_cache", "path"), text)
 
 
 def _model(model: ModelSource, folder: Path, words: Vocabulary, problems: Problems) -> None:

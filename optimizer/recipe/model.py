@@ -136,13 +136,43 @@ class MetricOptions(Section):
     output: str | None = Field(None, description="the output it reads; default: the first")
 
 
+class LoadGen(Section):
+    """What MLPerf LoadGen is asked for; the two targets are the server's."""
+
+    target_latency_ms: PositiveFloat | None = Field(None, description="server: p99 that must hold")
+    target_qps: PositiveFloat | None = Field(None, description="server: queries per second, at random moments")
+    seconds: PositiveFloat = Field(10.0, description="least duration; MLPerf itself asks for 600")
+    queries: PositiveInt = Field(100, description="least number of queries")
+    batch: PositiveInt = Field(1, description="samples of one call: offline, and at most in the server")
+    workers: PositiveInt = Field(1, description="runners open at once, each in a thread of its own")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Sweep(Section):
+    """Latency and throughput over the batch, and the best batch under a budget."""
+
+    batches: tuple[PositiveInt, ...] | None = Field(
+        None, min_length=1, description="default: the profile's min, twice that and so on, and its max"
+    )
+    budget_ms: PositiveFloat | None = Field(None, description="the latency that the best batch must hold")
+    percentile: Literal[50, 90, 99] = Field(99, description="of the latency that the budget is of")
+
+
 class Measure(Section):
-    """How latency is measured; every CPU runtime gets the same threads."""
+    """What is measured besides accuracy, and how; every CPU runtime gets the same threads."""
 
     batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
     seconds: PositiveFloat = Field(1.0, description="time budget per candidate and batch")
     threads: PositiveInt = 1
     require_stable: bool = Field(False, description="exit 5 when a latency stays unstable")
+    resources: bool = Field(False, description="peak memory, and energy where the machine tells it")
+    scenario: Literal["single_stream", "offline", "server"] | None = Field(
+        None, description="MLPerf LoadGen's scenario, with its own verdict and log"
+    )
+    loadgen: LoadGen | None = Field(None, description="what LoadGen is asked for")
+    sweep: Sweep | None = Field(None, description="latency and throughput over the batch")
+    concurrency: tuple[PositiveInt, ...] = Field((), description="runners at once, e.g. [1, 2]; threads are split")
+    trace: bool = Field(False, description="one inference of each candidate, operator by operator, for Perfetto")
 
 
 class MetricLimit(Section):

@@ -176,7 +176,8 @@ def _variants(raw: Mapping[str, Any], draft: Draft, words: Vocabulary, problems:
             continue
         section: Any = validate(variant_options(precision, words.variants[precision]), value, path, problems)
         if section is not None:
-            targets = everywhere if section.targets is None else section.targets
+            served = tuple(target for target in everywhere if words.takes(target, precision))
+            targets = served if section.targets is None else section.targets
             variants[name] = Variant(precision=precision, targets=targets, options=given_options(section))
     return variants
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.data.source import to_specs
 from optimizer.errors import UsageError
-from optimizer.stages import CHECKPOINT_KINDS, DIALECTS, TARGETS, VARIANTS
+from optimizer.stages import CHECKPOINT_KINDS, DIALECTS, OF_MODULE, TARGETS, VARIANTS
 from optimizer.stages.adopt import Adopt
 from optimizer.stages.collect import Collect
 from optimizer.stages.export import Export
@@ -89,8 +89,11 @@ def derive(recipe: Recipe, only: Iterable[str] = ()) -> Derivation:
         for target in recipe.targets:
             if variant.targets and target not in variant.targets:
                 continue
-            graph = _variant_steps(recipe, name, target, steps)
-            candidate = _target_steps(recipe, name, target, graph, steps)
+            if target in OF_MODULE:
+                candidate = Candidate(name, variant.precision, target, "collect", None)
+            else:
+                graph = _variant_steps(recipe, name, target, steps)
+                candidate = _target_steps(recipe, name, target, graph, steps)
             if candidate.name not in {c.name for c in candidates}:
                 candidates.append(candidate)
     return Derivation(tuple(steps.values()), tuple(candidates))
@@ -149,9 +152,17 @@ _ROLES = {"onnx": "graph", "calibration": "table"}
 def _target_steps(recipe: Recipe, name: str, target: str, graph: str, steps: dict[str, Step]) -> Candidate:
     last = graph
     for kind in TARGETS[target]:
-        stage = _make(kind, recipe.targets[target].options, _derived(recipe, kind, target, name))
+        stage = _make(kind, _found(recipe, recipe.targets[target].options), _derived(recipe, kind, target, name))
         last = _add(steps, Step(f"{name}@{target}/{kind.name}", stage, {"graph": last}, name))
     return Candidate(name, recipe.variants[name].precision, target, last, graph)
+
+
+def _found(recipe: Recipe, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a target's options with its file found from the recipe's folder."""
+    cache = options.get("timing_cache")
+    if cache is None:
+        return options
+    return {**options, "timing_cache": cache.model_copy(update={"path": str(recipe.resolve(cache.path))})}
 
 
 def _make(kind: type[Stage], options: Mapping[str, Any], derived: Mapping[str, Any]) -> Stage:
@@ -166,6 +177,7 @@ def _derived(recipe: Recipe, kind: type[Stage], target: str, name: str) -> dict[
         "package": target,
         "precision": recipe.variants[name].precision,
         "at_least": _at_least(recipe.variants[name]),
+        "integer_sums": recipe.variants[name].options.get("residuals") == "int8",
         "synthetic": recipe.data.calibration is not None and recipe.data.calibration.synthetic,
         "profile": {axis: (r.min, r.opt, r.max) for axis, r in recipe.profile.items()},
     }

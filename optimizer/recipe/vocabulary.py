@@ -24,14 +24,19 @@ class Vocabulary:
     targets: Mapping[str, Stages]
     metrics: tuple[str, ...]
     checkpoints: Mapping[str, str]  # ending -> state_dict | exported_program | onnx
+    of_module: frozenset[str] = frozenset()  # targets that execute the PyTorch module itself
 
     @classmethod
     def of_this_package(cls) -> Vocabulary:
         """Return what this package can build and measure."""
         from optimizer.metrics import METRICS
-        from optimizer.stages import CHECKPOINT_KINDS, TARGETS, VARIANTS
+        from optimizer.stages import CHECKPOINT_KINDS, OF_MODULE, TARGETS, VARIANTS
 
-        return cls(VARIANTS, TARGETS, tuple(str(metric.name) for metric in METRICS), CHECKPOINT_KINDS)
+        return cls(VARIANTS, TARGETS, tuple(str(metric.name) for metric in METRICS), CHECKPOINT_KINDS, OF_MODULE)
+
+    def takes(self, target: str, precision: str) -> bool:
+        """Return whether a target executes a variant of this precision: one that runs the module changes none."""
+        return precision == "fp32" or target not in self.of_module
 
     def needs_calibration(self, precision: str) -> bool:
         """Return whether a stage of this precision makes a calibration table."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.report import bars, plot, precision, tables, view
 from optimizer.report.limits import gate_batch
+from optimizer.report.load import load_tables
 from optimizer.results import Report
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def render_html(report: Report) -> str:
         tables.precision_table(report),
         tables.numerics_table(report),
         tables.resources_table(report),
+        *load_tables(report),
     )
     page: dict[str, Any] = {
         "report": report,
@@ -82,6 +84,7 @@ def render_html(report: Report) -> str:
         "stages": tables.stage_table(report),
         "method": tables.method_facts(report),
         "environment": tables.environment_facts(report),
+        "engines": view.engine_lines(report),
         "words": _WORDS,
         "style": Markup(style),
         "script": Markup(script),

@@ -8,6 +8,7 @@ import re
 from optimizer.report import format as fmt
 from optimizer.report import precision, tables, view
 from optimizer.report.limits import gate_batch
+from optimizer.report.load import load_tables
 from optimizer.results import Report
 
 _LAYERS = 20  # rows per candidate; the page has more
@@ -39,6 +40,7 @@ def render_markdown(report: Report) -> str:
         tables.precision_table(report),
         tables.numerics_table(report),
         tables.resources_table(report),
+        *load_tables(report),
         *precision.layer_tables(report, _LAYERS),
     ):
         if table:
@@ -51,6 +53,8 @@ def render_markdown(report: Report) -> str:
     lines += [f"- {what}: {escape(value)}" for what, value in tables.environment_facts(report)]
     if report.command:
         lines += ["", "To reproduce:", "", *_fenced(report.command)]
+    for name, line in view.engine_lines(report):
+        lines += ["", f"{escape(name)} by NVIDIA's own tool:", "", *_fenced(line)]
     return "\n".join(_single_blanks(lines)) + "\n"
 
 

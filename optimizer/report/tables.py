@@ -83,8 +83,13 @@ def _accuracy(c: CandidateReport) -> list[Cells]:
 def latency_table(report: Report) -> Table:
     """Return every batch of every measured candidate."""
     titles = ("Batch", "p50 ms", "p90 ms", "p99 ms", "Mean ms", "Speedup", "95 % interval", "Items/s", "Samples")
-    columns = (Column("Candidate", "code"), *(Column(t) for t in titles), Column("Warm-up"), Column("Stable", "text"))
-    note = f"Milliseconds per call. Speedup: p50 of {report.baseline} over the candidate's, from interleaved samples."
+    last = (Column("CV"), Column("Warm-up"), Column("Stable", "text"), Column("Against the baseline", "text"))
+    columns = (Column("Candidate", "code"), *(Column(t) for t in titles), *last)
+    note = (
+        f"Milliseconds per call. Speedup: p50 of {report.baseline} over the candidate's, from interleaved samples. CV: "
+        "standard deviation over mean, outliers included. Against the baseline: faster or slower by a 99 % interval "
+        "outside a tolerance of 1 %, or neither."
+    )
     return _table("Latency", note, columns, [(c.name, _latency(report, c)) for c in report.candidates])
 
 
@@ -97,8 +102,11 @@ def _latency(report: Report, c: CandidateReport) -> list[Cells]:
         times = tuple(fmt.ms(v, unit=False) for v in (timed.p50, timed.p90, timed.p99, timed.mean))
         gain = (fmt.ratio(speedup.value), fmt.interval(speedup.ci95, fmt.ratio)) if speedup else (fmt.DASH, fmt.DASH)
         items = fmt.rate(throughput) if throughput is not None else fmt.DASH
-        counts = (f"{timed.samples:,}", f"{timed.warmup:,}", "yes" if timed.stable else "no")
-        found.append((batch, *times, *gain, items, *counts))
+        spread = fmt.part(timed.cv) if timed.cv is not None else fmt.DASH
+        stable = "yes" if timed.stable else f"no: {timed.unstable}" if timed.unstable else "no"
+        held = f"{stable}, disturbed" if timed.disturbed else stable
+        verdict = speedup.difference.kind if speedup and speedup.difference else fmt.DASH
+        found.append((batch, *times, *gain, items, f"{timed.samples:,}", spread, f"{timed.warmup:,}", held, verdict))
     return found
 
 

@@ -274,6 +274,11 @@ def _reasons(c: CandidateReport) -> tuple[str, ...]:
     return tuple(said)
 
 
+def engine_lines(report: Report) -> tuple[tuple[str, str], ...]:
+    """Return each engine with the command line that builds the like with NVIDIA's own tool."""
+    return tuple((c.name, c.trtexec) for c in report.candidates if c.trtexec)
+
+
 def gate_summary(report: Report) -> str:
     """Return the gate in one sentence; that there is none is said here unless the verdict says it."""
     asked = [limit.text for limit in limits(report)]

@@ -1,4 +1,4 @@
-"""onnxruntime: the CPU provider, or CUDA where onnxruntime-gpu is installed."""
+"""onnxruntime: the CPU provider, or on a GPU the CUDA provider or the TensorRT provider."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class OnnxRuntimeRunner(Runner):
 
     runtime: ClassVar[str] = "onnxruntime"
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    cuda_graph: ClassVar[bool] = False  # by default onnxruntime's users have none
 
     @classmethod
     def missing(cls, device: str) -> str | None:
@@ -57,9 +58,41 @@ class OnnxRuntimeRunner(Runner):
     def open(self) -> Session:
         """Load the graph on exactly the provider of `device`."""
         from optimizer.runtime.onnx import OnnxSession
+        from optimizer.runtime.onnx_gpu import open_with_cuda_graphs
 
         with refusal_fails_the_measurement():
+            if self.cuda_graph and self.device != "cpu":
+                return open_with_cuda_graphs(self.artifact.file, device=self.device, threads=self.threads)
             return OnnxSession(self.artifact.file, device=self.device, threads=self.threads)
+
+
+class OnnxRuntimeCudaGraphRunner(OnnxRuntimeRunner):
+    """The same graph on the CUDA provider, each bound call a CUDA graph where onnxruntime captures it."""
+
+    cuda_graph: ClassVar[bool] = True
+
+
+class OnnxRuntimeTensorRTRunner(OnnxRuntimeRunner):
+    """An ONNX graph in onnxruntime's TensorRT provider; nodes that it leaves run on CUDA or the CPU, and are named."""
+
+    runtime: ClassVar[str] = "onnxruntime_tensorrt"
+
+    @classmethod
+    def missing(cls, device: str) -> str | None:
+        """Say whether onnxruntime, its TensorRT provider or that GPU is absent."""
+        from optimizer.runtime.onnx_providers import TENSORRT, missing
+
+        return missing(device, TENSORRT)
+
+    def open(self) -> Session:
+        """Load the graph, and build engines of the parts that TensorRT takes.
+
+        Raises: MissingToolError when the provider does not start, MeasurementError when it refuses the graph.
+        """
+        from optimizer.runtime.onnx_gpu import TensorrtProviderSession
+
+        with refusal_fails_the_measurement():
+            return TensorrtProviderSession(self.artifact.file, device=self.device, threads=self.threads)
 
 
 def _holds(file: Path, pattern: bytes) -> bool:

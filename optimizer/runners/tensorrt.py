@@ -16,6 +16,7 @@ class TensorRTRunner(Runner):
     package: ClassVar[Package] = "tensorrt"
     runtime: ClassVar[str] = "tensorrt"
     formats: ClassVar[tuple[str, ...]] = ("engine",)
+    cuda_graph: ClassVar[bool] = True  # of a bound call, unless capturing it is refused, which `captures` says
 
     @classmethod
     def missing(cls, device: str) -> str | None:
@@ -25,7 +26,9 @@ class TensorRTRunner(Runner):
     def open(self) -> Session:
         """Deserialize the engine on the GPU of `device`."""
         with refusal_fails_the_measurement():
-            return TensorRTSession(self.artifact.file, package=self.package, device=self.device)
+            return TensorRTSession(
+                self.artifact.file, package=self.package, device=self.device, cuda_graph=self.cuda_graph
+            )
 
 
 class TensorRTRtxRunner(TensorRTRunner):
@@ -33,3 +36,15 @@ class TensorRTRtxRunner(TensorRTRunner):
 
     package: ClassVar[Package] = "tensorrt_rtx"
     runtime: ClassVar[str] = "tensorrt_rtx"
+
+
+class TensorRTPlainRunner(TensorRTRunner):
+    """An engine of `tensorrt` whose bound calls queue their kernels one by one, without a CUDA graph."""
+
+    cuda_graph: ClassVar[bool] = False
+
+
+class TensorRTRtxPlainRunner(TensorRTRtxRunner):
+    """An engine of `tensorrt_rtx` without its CUDA graphs."""
+
+    cuda_graph: ClassVar[bool] = False

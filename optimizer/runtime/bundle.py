@@ -17,6 +17,7 @@ from optimizer.runtime.preprocessing import Preprocessing, to_dtype
 from optimizer.runtime.session import Array, Feed, Session
 from optimizer.types import MAIN_FILE, TensorSpec
 
+_OPENED = ("onnxruntime", "openvino", "onnxruntime_tensorrt", "tensorrt", "tensorrt_rtx")
 PREPROCESSING, LABELS = "preprocessing.json", "labels.json"
 
 
@@ -115,13 +116,19 @@ def _open(folder: Path, passport: Mapping[str, Any], device: str, threads: int) 
         from optimizer.runtime.onnx import OnnxSession
 
         return OnnxSession(folder / MAIN_FILE["onnx"], device=device, threads=threads)
+    if runtime == "openvino":
+        from optimizer.runtime.openvino import OpenVinoSession
+
+        return OpenVinoSession(folder / MAIN_FILE["onnx"], device=device, threads=threads)
+    if runtime == "onnxruntime_tensorrt":
+        from optimizer.runtime.onnx_gpu import TensorrtProviderSession
+
+        return TensorrtProviderSession(folder / MAIN_FILE["onnx"], device=device, threads=threads)
     if runtime in ("tensorrt", "tensorrt_rtx"):
         from optimizer.runtime.tensorrt import TensorRTSession
 
         return TensorRTSession(folder / MAIN_FILE["engine"], package=runtime, device=device)
-    raise UsageError(
-        f"is for the runtime '{runtime}'; this release opens onnxruntime, tensorrt and tensorrt_rtx", where=str(folder)
-    )
+    raise UsageError(f"is for the runtime '{runtime}'; this release opens {', '.join(_OPENED)}", where=str(folder))
 
 
 def _read_labels(folder: Path) -> tuple[str, ...] | None:

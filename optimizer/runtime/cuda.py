@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
 from optimizer.errors import MissingToolError, StageError
@@ -33,6 +33,17 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamDestroy_v2": (c_void_p,),
+    "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
+    "cuMemHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
+    "cuMemFreeHost": (c_void_p,),
+    "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_void_p),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuGraphGetNodes": (c_void_p, POINTER(c_void_p), POINTER(c_size_t)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGraphDestroy": (c_void_p,),
 }
 _OUT_OF_MEMORY = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
@@ -74,7 +85,7 @@ class Cuda:
         self._driver = library if library is not None else _load(index)
         self._device = self._find()
         self._context = c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self._memory: dict[int, int] = {}
         self.current = _Current(self)
 
@@ -82,7 +93,7 @@ class Cuda:
     def name(self) -> str:
         """The GPU's name."""
         text = ctypes.create_string_buffer(256)
-        self._call("cuDeviceGetName", text, len(text), self._device)
+        self.call("cuDeviceGetName", text, len(text), self._device)
         return text.value.decode(errors="replace")
 
     @property
@@ -94,39 +105,60 @@ class Cuda:
     def driver_version(self) -> str:
         """The newest CUDA version that this driver serves, e.g. `13.0`."""
         version = c_int()
-        self._call("cuDriverGetVersion", ctypes.byref(version))
+        self.call("cuDriverGetVersion", ctypes.byref(version))
         return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
     def push(self) -> bool:
         """Make this GPU's context the current one of the calling thread; False when the process has lost the GPU."""
-        return self._tolerate("cuCtxPushCurrent_v2", self._context)
+        return self.tolerate("cuCtxPushCurrent_v2", self._context)
 
     def pop(self) -> None:
         """Make the context current again that was before `push`."""
-        self._tolerate("cuCtxPopCurrent_v2", ctypes.byref(c_void_p()))
+        self.tolerate("cuCtxPopCurrent_v2", ctypes.byref(c_void_p()))
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes on the GPU."""
         pointer = c_uint64()
         # A tensor may be empty; an address it must have all the same.
-        self._call("cuMemAlloc_v2", ctypes.byref(pointer), max(size, 1), what=f"allocating {size:,} bytes")
+        self.call("cuMemAlloc_v2", ctypes.byref(pointer), max(size, 1), what=f"allocating {size:,} bytes")
         self._memory[pointer.value] = size
         return pointer.value
 
     def free(self, pointer: int) -> None:
         """Give back what `allocate` returned."""
-        self._tolerate("cuMemFree_v2", pointer)
+        self.tolerate("cuMemFree_v2", pointer)
         del self._memory[pointer]
 
     def to_device(self, pointer: int, array: Array, stream: int) -> None:
         """Queue the copy of a C-contiguous array; it must live until the stream is synchronised."""
         if array.nbytes:
-            self._call("cuMemcpyHtoDAsync_v2", pointer, _address(array), array.nbytes, stream)
+            self.call("cuMemcpyHtoDAsync_v2", pointer, _address(array), array.nbytes, stream)
 
     def to_host(self, array: Array, pointer: int, stream: int) -> None:
         """Queue the copy into a C-contiguous array; its content is there once the stream is synchronised."""
         if array.nbytes:
-            self._call("cuMemcpyDtoHAsync_v2", _address(array), pointer, array.nbytes, stream)
+            self.call("cuMemcpyDtoHAsync_v2", _address(array), pointer, array.nbytes, stream)
+
+    def fill(self, pointer: int, byte: int, size: int, stream: int) -> None:
+        """Queue the setting of `size` bytes."""
+        if size:
+            self.call("cuMemsetD8Async", pointer, byte, size, stream)
+
+    def free_memory(self) -> int:
+        """Return the bytes of the GPU's memory that nobody uses: other processes count too."""
+        free, total = c_size_t(), c_size_t()
+        self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def allocate_pinned(self, size: int) -> int:
+        """Return the address of `size` bytes of page-locked host memory, which a copy engine reads directly."""
+        pointer = c_void_p()
+        self.call("cuMemHostAlloc", ctypes.byref(pointer), max(size, 1), 0, what=f"pinning {size:,} bytes")
+        return int(pointer.value or 0)
+
+    def free_pinned(self, pointer: int) -> None:
+        """Give back what `allocate_pinned` returned."""
+        self.tolerate("cuMemFreeHost", pointer)
 
     def create_stream(self) -> int:
         """Return a new stream's handle, which is also a cudaStream_t."""
@@ -134,11 +166,11 @@ class Cuda:
 
     def synchronize(self, stream: int) -> None:
         """Wait until everything queued on the stream is done."""
-        self._call("cuStreamSynchronize", stream)
+        self.call("cuStreamSynchronize", stream)
 
     def destroy_stream(self, stream: int) -> None:
         """Free a stream."""
-        self._tolerate("cuStreamDestroy_v2", stream)
+        self.tolerate("cuStreamDestroy_v2", stream)
 
     def close(self) -> None:
         """Free all memory still allocated and release the context. Safe to call twice."""
@@ -146,8 +178,34 @@ class Cuda:
             with self.current:
                 for pointer in list(self._memory):
                     self.free(pointer)
-            self._tolerate("cuDevicePrimaryCtxRelease_v2", self._device)
+            self.tolerate("cuDevicePrimaryCtxRelease_v2", self._device)
             self._context = c_void_p()
+
+    def call(self, function: str, *arguments: Any, what: str | None = None) -> None:
+        """Call a function of SIGNATURES. Raises: StageError in the driver's words when it does not succeed."""
+        code = getattr(self._driver, function)(*arguments)
+        if code:
+            raise self._failure(code, what or function)
+
+    def tolerate(self, function: str, *arguments: Any) -> bool:
+        """Call what leaves or frees; False in a lost context: the call that lost it has raised, and this hides it not.
+
+        Raises: StageError when it fails for another reason.
+        """
+        code = getattr(self._driver, function)(*arguments)
+        if code and code not in _LOST:
+            raise self._failure(code, function)
+        return not code
+
+    def attempt(self, function: str, *arguments: Any) -> str | None:
+        """Call a function that may refuse; return its refusal in the driver's words, or None.
+
+        Raises: StageError when the process has lost the GPU.
+        """
+        code = getattr(self._driver, function)(*arguments)
+        if code in _LOST:
+            raise self._failure(code, function)
+        return f"{function}: {self._error(code)}" if code else None
 
     def _find(self) -> int:
         code = self._driver.cuInit(0)
@@ -157,37 +215,22 @@ class Cuda:
                 where=f"device cuda:{self.index}",
             )
         count, device = c_int(), c_int()
-        self._call("cuDeviceGetCount", ctypes.byref(count))
+        self.call("cuDeviceGetCount", ctypes.byref(count))
         if self.index >= count.value:
             has = f"{count.value} GPU{'s' * (count.value != 1)}"
             raise MissingToolError(f"needs GPU {self.index}; this machine has {has}", where=f"device cuda:{self.index}")
-        self._call("cuDeviceGet", ctypes.byref(device), self.index)
+        self.call("cuDeviceGet", ctypes.byref(device), self.index)
         return device.value
 
     def _attribute(self, attribute: int) -> int:
         value = c_int()
-        self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self._device)
+        self.call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self._device)
         return value.value
 
     def _handle(self, function: str, flags: int) -> int:
         handle = c_void_p()
-        self._call(function, ctypes.byref(handle), flags)
+        self.call(function, ctypes.byref(handle), flags)
         return int(handle.value or 0)
-
-    def _call(self, function: str, *arguments: Any, what: str | None = None) -> None:
-        code = getattr(self._driver, function)(*arguments)
-        if code:
-            raise self._failure(code, what or function)
-
-    def _tolerate(self, function: str, *arguments: Any) -> bool:
-        """Call what leaves or frees; False in a lost context: the call that lost it has raised, and this hides it not.
-
-        Raises: StageError when it fails for another reason.
-        """
-        code = getattr(self._driver, function)(*arguments)
-        if code and code not in _LOST:
-            raise self._failure(code, function)
-        return not code
 
     def _failure(self, code: int, what: str) -> StageError:
         hint = None

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from optimizer.errors import StageError
 from optimizer.runtime.cuda import Cuda
+from optimizer.runtime.cuda_graph import Capture, CudaGraph, capture
+from optimizer.runtime.profiles import Profile, Shape
 from optimizer.runtime.session import Array
 from optimizer.types import TensorSpec
 
-_Shape = tuple[int, ...]
+_POISON = 0xFF  # as float a NaN, as integer -1: what a replay does not write is found
+_REPLAY_RTOL = 1e-2  # kernels that add in any order differ by rounding alone; wrong memory differs by far more
 _ALIGNMENT = 256  # bytes, of every address: IExecutionContext::setTensorAddress, NvInferRuntime.h
+
+
+class Reason(Protocol):
+    """Returns what TensorRT logged as errors since the last question; `silence` where it logged none."""
+
+    def __call__(self, silence: str = ...) -> str:
+        """Return it in one line, and forget it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """What goes in and out of an engine; `host` names shape tensors, which live in host memory; `ranges`: a profile."""
+    """What goes in and out of an engine; `host` names shape tensors, which live in host memory."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     host: frozenset[str]
-    ranges: Mapping[str, tuple[_Shape, _Shape]]
+    profiles: tuple[Profile, ...]
 
 
 class Execution:
     """Inputs placed, outputs allocated, ready to run again and again. `reason` returns what TensorRT complained of."""
 
-    def __init__(self, context: Any, cuda: Cuda, tensors: Tensors, reason: Callable[[], str]) -> None:
+    def __init__(self, context: Any, cuda: Cuda, tensors: Tensors, reason: Reason) -> None:
         self._context = context
         self._cuda = cuda
         self._tensors = tensors
@@ -39,10 +49,17 @@ class Execution:
         self._stream = cuda.create_stream()
         self._memory: dict[str, tuple[int, int]] = {}  # tensor -> address, capacity in bytes
         self._held: dict[str, Array] = {}  # arrays in host memory that the context points to
-        self._shapes: dict[str, _Shape] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._profile = 0  # a new context is in the first one
+        self._graph: CudaGraph | None = None
 
-    def place(self, feed: Mapping[str, Array]) -> None:
+    def place(self, feed: Mapping[str, Array], profile: int = 0) -> None:
         """Copy the inputs and give every output its memory. Raises: StageError for a data-dependent output shape."""
+        self._drop_graph()  # it names the memory and the shapes of before
+        if profile != self._profile:  # before the shapes, which it forgets
+            accepted = self._context.set_optimization_profile_async(profile, self._stream)
+            self._must(accepted, f"optimization profile {profile}")
+            self._profile = profile
         for spec in self._tensors.inputs:
             array = feed[spec.name]
             self._must(
@@ -65,9 +82,38 @@ class Execution:
     def run(self) -> None:
         """Enqueue and wait for the stream: what is timed. It may be called in any thread, whatever GPU is current."""
         with self._cuda.current:
-            if not self._context.execute_async_v3(self._stream):
+            if self._graph is not None:
+                self._graph.launch()
+            elif not self._context.execute_async_v3(self._stream):
                 raise StageError(f"execution failed: {self._reason()}", where="engine")
             self._cuda.synchronize(self._stream)
+
+    def capture(self) -> Capture:
+        """Let `run` launch a CUDA graph of what is placed, if its replay computes the same; else say why it does not.
+
+        Raises: StageError when the engine fails, or executes no more after a refused capture.
+        """
+        if self._tensors.host:
+            names = ", ".join(f"'{name}'" for name in sorted(self._tensors.host))
+            return Capture(False, f"tensors in host memory ({names}) are read when a call is queued, not when it runs")
+        self.run()  # a context may allocate and compile at its first call after new shapes, which a capture forbids
+        expected = self.fetch()
+        found = capture(self._cuda, self._stream, lambda: bool(self._context.execute_async_v3(self._stream)))
+        if isinstance(found, CudaGraph):
+            self._graph = found
+            if self._replays(expected):
+                return Capture(True, "one CUDA graph for the whole call")
+            self._drop_graph()
+            found = "the replay of the captured graph gives other outputs"
+        said = self._reason(silence="")
+        self.run()  # whatever was refused, the plain call must work
+        return Capture(False, f"{found} ({said})" if said else found)
+
+    def profile_layers(self, profiler: Any) -> None:
+        """Run what is placed twice, and report the second time to the profiler, an IProfiler whose list is cleared."""
+        self.run()
+        self._context.profiler = profiler
+        self.run()
 
     def fetch(self) -> dict[str, Array]:
         """Copy the outputs into new arrays."""
@@ -85,11 +131,25 @@ class Execution:
         """Free the context, then what it pointed to. Called with the GPU current, as everything but `run` is."""
         if self._context is None:
             return
+        self._drop_graph()
         self._context = None
         for address, _ in self._memory.values():
             self._cuda.free(address)
         self._memory.clear()
         self._cuda.destroy_stream(self._stream)
+
+    def _replays(self, expected: Mapping[str, Array]) -> bool:
+        """Launch the graph into outputs that were overwritten before, and compare."""
+        for name in expected:
+            address, size = self._memory[name]
+            self._cuda.fill(address, _POISON, size, self._stream)
+        self.run()
+        return all(_same(array, expected[name]) for name, array in self.fetch().items())
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
 
     def _infer_shapes(self) -> None:
         """Let the shapes of the inputs decide those of the outputs; TensorRT returns what it lacks, or raises."""
@@ -134,7 +194,17 @@ class Execution:
             raise StageError(f"TensorRT refuses {what}: {self._reason()}", where="engine")
 
 
-def _aligned(shape: _Shape, dtype: str) -> Array:
+def _same(found: Array, expected: Array) -> bool:
+    if found.dtype.kind != "f":
+        return bool(np.array_equal(found, expected))
+    finite = np.isfinite(expected)
+    if not np.array_equal(found[~finite], expected[~finite], equal_nan=True):
+        return False
+    close, wanted = found[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return bool(np.all(np.abs(close - wanted) <= _REPLAY_RTOL * np.abs(wanted).max(initial=0.0)))
+
+
+def _aligned(shape: Shape, dtype: str) -> Array:
     """Return an uninitialised array in host memory at an address that TensorRT takes; cuMemAlloc's all are."""
     size = prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
+import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from optimizer.errors import MissingToolError, StageError
-from optimizer.runtime import cuda
+from optimizer.errors import StageError
+from optimizer.runtime.cuda import Cuda
+from optimizer.runtime.cuda_graph import Capture
 from optimizer.runtime.device import cuda_index
 from optimizer.runtime.feed import check_feed
 from optimizer.runtime.float8 import holds_float8
+from optimizer.runtime.onnx_providers import (
+    CPU,
+    CUDA,
+    RECORD_PLACEMENT,
+    import_onnxruntime,
+    left_over,
+    missing,
+    placement,
+    preload,
+    require,
+    require_started,
+)
+from optimizer.runtime.onnx_trace import last_run
 from optimizer.runtime.session import Array, Feed, Session
+from optimizer.runtime.transfers import Transfers, measure_transfers
 from optimizer.types import TensorSpec
+
+__all__ = ["CRASHING_OPTIMIZERS", "OnnxSession", "keep_arithmetic", "missing"]
 
 # onnxruntime's names of tensor types and numpy's; bfloat16 and the 8-bit floats have no numpy type of their own.
 _DTYPES = {
@@ -33,7 +49,6 @@ _DTYPES = {
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
-_CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
 # This one ends the process with a segmentation fault on float16 transformer graphs (microsoft/onnxruntime#32405).
 CRASHING_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
@@ -44,16 +59,30 @@ _WRONG_FOR_FLOAT8 = ["ReluQuantRewrite", "ClipQuantRewrite"]
 class OnnxSession(Session):
     """An ONNX file in onnxruntime. `threads` counts threads inside an operator; operators run one after another.
 
+    `captures`, on a GPU: of each bound call, whether it launches a CUDA graph; `uncaptured` is the reason why not.
     Numeric: `optimize=False` runs the graph node by node as written (no fusion, no constant folding).
     Raises: MissingToolError when onnxruntime or the CUDA provider is absent, StageError when it refuses the model.
     """
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int = 1, optimize: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        optimize: bool = True,
+        uncaptured: str = "not asked for",
+    ) -> None:
         self._path = Path(path)
+        self._threads = threads
+        self._optimize = optimize
+        self._uncaptured = uncaptured
+        self.captures: list[Capture] = []
+        self._unbound: Any = None  # the options of a call that is not bound
         self._device = "cpu" if device == "cpu" else "cuda"
         self._device_id = 0 if device == "cpu" else cuda_index(device)
-        self._ort: Any = _onnxruntime()
-        self._session: Any = self._open(threads, optimize)
+        self._ort: Any = import_onnxruntime()
+        self._session: Any = self._open()
         self.inputs = tuple(self._spec(node, "input") for node in self._session.get_inputs())
         self.outputs = tuple(self._spec(node, "output") for node in self._session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
@@ -66,7 +95,7 @@ class OnnxSession(Session):
         checked = check_feed(self.inputs, feed, self._path.name)
         session = self._alive()
         try:
-            values = session.run(self._names, checked)
+            values = session.run(self._names, checked, self._unbound)
         except self._refusals() as error:
             raise self._failure(error) from error
         return dict(zip(self._names, values, strict=True))
@@ -74,10 +103,40 @@ class OnnxSession(Session):
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Place inputs and outputs on the device, once; the call returned runs and waits for the end."""
         checked = check_feed(self.inputs, feed, self._path.name)
+        session = self._alive()
         try:
-            return self._call(self._alive(), self._binding(checked))
+            return self._call(session, self._binding(checked))
         except self._refusals() as error:  # the device may have no memory left
             raise self._failure(error) from error
+
+    def trace(self, feed: Feed) -> list[dict[str, Any]]:
+        """Run once more in a session of its own under onnxruntime's profiler: one event an operator, with its provider.
+
+        On a GPU an operator's time is that of queueing it, unless this build of onnxruntime records kernels.
+        """
+        checked = check_feed(self.inputs, feed, self._path.name)
+        self._alive()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                session = self._open(str(Path(folder) / "run"))
+                for _ in range(2):  # the first one allocates
+                    session.run(self._names, checked, self._unbound)
+                written = Path(session.end_profiling())
+            except self._refusals() as error:
+                raise self._failure(error) from error
+            return last_run(json.loads(written.read_text()))
+
+    def transfers(self, feed: Feed) -> Transfers | None:
+        """Time the copies of the feed to the GPU and of its answer back, by themselves; None on the CPU."""
+        if self._device == "cpu":
+            return None
+        given = check_feed(self.inputs, feed, self._path.name)
+        answer = self.infer(given)
+        driver = Cuda(self._device_id)
+        try:
+            return measure_transfers(driver, list(given.values()), list(answer.values()))
+        finally:
+            driver.close()
 
     def close(self) -> None:
         """Free the session's memory."""
@@ -87,6 +146,7 @@ class OnnxSession(Session):
         """Bind inputs and outputs; the binding carries the input arrays, which an OrtValue on the CPU points into."""
         binding = self._alive().io_binding()
         held: list[Array] = []
+        fixed = True
         for name, array in checked.items():
             # A copy: the caller may change its arrays between two calls without changing what is timed.
             held.append(array.copy())
@@ -101,8 +161,9 @@ class OnnxSession(Session):
                 )
                 binding.bind_ortvalue_output(spec.name, place)
             else:
+                fixed = False
                 binding.bind_output(spec.name, self._device, self._device_id)
-        binding.held = held
+        binding.held, binding.fixed = held, fixed
         return binding
 
     @property
@@ -110,12 +171,20 @@ class OnnxSession(Session):
         """The execution providers in order of preference; the first is the one that was asked for."""
         return tuple(self._alive().get_providers())
 
-    def _open(self, threads: int, optimize: bool) -> Any:
+    @property
+    def leftovers(self) -> str | None:
+        """The sentence that says which nodes do not run on the provider that was asked for; None when all do."""
+        if self._device == "cpu":
+            return None
+        return left_over(placement(self._alive()), self.providers[0])
+
+    def _open(self, profile: str | None = None) -> Any:
+        """Return a session; with the prefix of a file it records a profile."""
         ort = self._ort
         if not self._path.is_file():
             raise StageError("there is no such file", where=str(self._path))
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERRORS_ONLY
@@ -125,10 +194,13 @@ class OnnxSession(Session):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         without = keep_arithmetic(options, self._path)
         levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if self._optimize else levels.ORT_DISABLE_ALL
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         wanted, providers = self._providers()
         if self._device != "cpu":
-            _preload(ort)
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
+            preload(ort, wanted)
         try:
             session = ort.InferenceSession(
                 str(self._path),
@@ -140,22 +212,15 @@ class OnnxSession(Session):
             )
         except self._refusals() as error:
             raise StageError(f"onnxruntime refuses the model: {_one_line(error)}", where=str(self._path)) from error
-        # One whose libraries are missing is left out without an error.
-        started = session.get_providers()
-        if started[0] != wanted:
-            raise MissingToolError(
-                f"onnxruntime {ort.__version__} could not start {wanted} (it started {', '.join(started)})",
-                where=f"device {self._device}:{self._device_id}",
-                hint="install onnxruntime-gpu and the CUDA and cuDNN libraries that it names, or use --device cpu",
-            )
+        require_started(ort, session.get_providers(), wanted, f"device {self._device}:{self._device_id}")
         return session
 
     def _providers(self) -> tuple[str, list[Any]]:
         """Return the provider that was asked for and onnxruntime's argument for it."""
         if self._device == "cpu":
-            return "CPUExecutionProvider", ["CPUExecutionProvider"]
-        _offered(self._ort, self._device_id)
-        return _CUDA, [(_CUDA, {"device_id": self._device_id}), "CPUExecutionProvider"]
+            return CPU, [CPU]
+        require(self._ort, CUDA, self._device_id)
+        return CUDA, [(CUDA, {"device_id": self._device_id}), CPU]
 
     def _spec(self, node: Any, kind: str) -> TensorSpec:
         dtype = _DTYPES.get(node.type)
@@ -173,7 +238,7 @@ class OnnxSession(Session):
         named = {axis for given in self.inputs for axis in given.shape if isinstance(axis, str)}
         return all(isinstance(axis, int) or axis in named for axis in spec.shape) and bool(feed)
 
-    def _call(self, session: Any, binding: Any) -> Callable[[], None]:
+    def _call(self, session: Any, binding: Any, options: Any = None) -> Callable[[], None]:
         if self._device == "cpu":
             # The C call beneath run_with_iobinding: the wrapper only adds a Python frame to every timed call.
             call = partial(session._sess.run_with_iobinding, binding._iobinding, None)
@@ -181,10 +246,12 @@ class OnnxSession(Session):
             return call
 
         refusals = self._refusals()
+        if options is None:
+            self.captures.append(Capture(False, self._uncaptured))
 
         def on_device() -> None:
             try:
-                session.run_with_iobinding(binding)
+                session.run_with_iobinding(binding, options)
                 binding.synchronize_outputs()
             except refusals as error:
                 raise self._failure(error) from error
@@ -223,52 +290,6 @@ def keep_arithmetic(options: Any, path: Path) -> list[str]:
         return CRASHING_OPTIMIZERS
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return [*CRASHING_OPTIMIZERS, *_WRONG_FOR_FLOAT8]
-
-
-def missing(device: str) -> str | None:
-    """Return the sentence that says what onnxruntime lacks to execute on `device`, or None when it can."""
-    if device == "cpu" and importlib.util.find_spec("onnxruntime") is not None:
-        return None  # nothing is loaded for the answer: an unchanged build asks it too
-    try:
-        ort = _onnxruntime()
-        if device != "cpu":
-            _offered(ort, cuda_index(device))
-            return cuda.missing(cuda_index(device))
-    except MissingToolError as error:
-        return f"{error.what}: {error.hint}"
-    return None
-
-
-def _offered(ort: Any, index: int) -> None:
-    """Raise MissingToolError unless this build of onnxruntime has the CUDA provider."""
-    offered = ort.get_available_providers()
-    if _CUDA not in offered:
-        raise MissingToolError(
-            f"this onnxruntime {ort.__version__} has no {_CUDA} (it has {', '.join(offered)})",
-            where=f"device cuda:{index}",
-            hint="install onnxruntime-gpu instead of onnxruntime, or use --device cpu",
-        )
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingToolError(
-            f"needs onnxruntime, which is not installed ({error})",
-            hint="pip install onnxruntime   (with an NVIDIA GPU: onnxruntime-gpu)",
-        ) from error
-    return onnxruntime
-
-
-def _preload(ort: Any) -> None:
-    """Load the CUDA and cuDNN libraries that pip installed, as importing torch would.
-
-    What it prints is dropped: a library that is really missing is named when the provider fails to start.
-    """
-    if hasattr(ort, "preload_dlls"):  # since 1.21
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
 
 
 def _one_line(error: Exception) -> str:

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from optimizer.errors import MissingToolError, StageError, UsageError
+from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime import cuda
+from optimizer.runtime.cuda_graph import Capture
 from optimizer.runtime.device import cuda_index
-from optimizer.runtime.execution import Execution, Tensors
+from optimizer.runtime.engine_interface import RECEIPT, describe, read_receipt
+from optimizer.runtime.engine_weights import limit_weights, refit_stripped
+from optimizer.runtime.execution import Execution
 from optimizer.runtime.feed import check_feed
+from optimizer.runtime.layer_times import as_events, layer_profiler
+from optimizer.runtime.profiles import choose_profile
 from optimizer.runtime.session import Array, Feed, Session
-from optimizer.types import TensorSpec
+from optimizer.runtime.transfers import Transfers, measure_transfers
+
+__all__ = ["RECEIPT", "Package", "TensorRTSession", "missing"]
 
 Package = Literal["tensorrt", "tensorrt_rtx"]
 
-# TensorRT's names of data types and numpy's; the others (BF16, FP8, INT4, FP4) have no numpy type.
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
-RECEIPT = "engine.json"  # beside the plan: names the axes, which a plan knows only as -1
-
 
 class TensorRTSession(Session):
-    """An engine in an execution context of its own, on a stream of its own.
+    """An engine in execution contexts of its own, on streams of its own.
 
-    Raises: MissingToolError without the package, a driver or that GPU; StageError when the engine does not fit here.
+    `cuda_graph`: bound calls launch a CUDA graph where capturing it is not refused; `captures` has the answer of each.
+    `weight_budget_bytes`: of an engine built for weight streaming, what stays on the GPU; by default what TensorRT
+    finds room for.
+    Raises: MissingToolError without the package, a driver or that GPU; StageError when the engine does not fit here;
+    UsageError for a weight budget that the engine cannot have.
     """
 
-    def __init__(self, plan: Path, *, package: Package, device: str = "cuda:0") -> None:
+    def __init__(
+        self,
+        plan: Path,
+        *,
+        package: Package,
+        device: str = "cuda:0",
+        cuda_graph: bool = True,
+        weight_budget_bytes: int | None = None,
+    ) -> None:
         self._plan = Path(plan)
         self._package = package
+        self._cuda_graph = cuda_graph
+        self.captures: list[Capture] = []  # one of each `bind`, in order
         if not self._plan.is_file():
             raise StageError("there is no such file", where=str(self._plan))
         self._trt: Any = _import(package)
@@ -51,33 +59,88 @@ class TensorRTSession(Session):
             self._errors: list[str] = []
             self._logger = _logger(self._trt, self._errors)
             with self._cuda.current:
-                self._engine = self._deserialize()
-                self._tensors = self._describe()
-                self.inputs = self._tensors.inputs
-                self.outputs = self._tensors.outputs
-                self._own = self._execution()
+                self._free_before = self._cuda.free_memory()
+                self._open(read_receipt(self._plan), weight_budget_bytes)
         except BaseException:
             self.close()
             raise
 
+    def _open(self, receipt: Mapping[str, Any], weight_budget_bytes: int | None) -> None:
+        where = str(self._plan)
+        self._engine = self._deserialize(receipt)
+        # Before any context exists: contexts are sized for the weights that stay, and use those that are there.
+        refit_stripped(self._trt, self._engine, self._logger, self._plan, receipt)
+        self._errors.clear()
+        self._resident_bytes = limit_weights(self._engine, weight_budget_bytes, where, self._reason)
+        self._tensors = describe(self._trt, self._engine, receipt, where)
+        self.inputs = self._tensors.inputs
+        self.outputs = self._tensors.outputs
+        self._own = self._execution()
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """What the GPU's free memory fell by since the session was opened: weights, contexts, buffers, kernels.
+
+        What other sessions and processes take or give back meanwhile counts too.
+        """
+        self._alive()
+        with self._cuda.current:
+            return max(0, self._free_before - self._cuda.free_memory())
+
+    @property
+    def context_memory_bytes(self) -> int:
+        """What one execution context reserves for activations, whatever the batch: every `bind` takes it once more."""
+        self._alive()
+        return int(self._engine.device_memory_size_v2)
+
+    @property
+    def resident_weight_bytes(self) -> int | None:
+        """How many bytes of streamed weights stay on the GPU; None where all do."""
+        return self._resident_bytes
+
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Copy the inputs to the GPU, run, copy the outputs back.
 
-        Raises: UsageError for a wrong feed or a shape outside the engine's profile, StageError when it fails.
+        Raises: UsageError for a wrong feed or a shape outside the engine's profiles, StageError when it fails.
         """
-        checked = self._check(feed)
+        checked, profile = self._check(feed)
         with self._cuda.current:
-            self._own.place(checked)
+            self._own.place(checked, profile)
             self._own.run()
             return self._own.fetch()
 
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Place the inputs in GPU memory of an execution context of its own; the call runs and waits for the stream."""
-        checked = self._check(feed)
+        checked, profile = self._check(feed)
+        with self._cuda.current:
+            execution = self._execution(graph=self._graph_by_runtime)
+            execution.place(checked, profile)
+            self.captures.append(self._capture(execution))
+        return execution.run
+
+    def trace(self, feed: Feed) -> list[dict[str, Any]]:
+        """Run once more under TensorRT's profiler, without a CUDA graph: one event a layer, laid end to end.
+
+        Raises: StageError when the engine reports no layers.
+        """
+        checked, profile = self._check(feed)
+        times: list[tuple[str, float]] = []
         with self._cuda.current:
             execution = self._execution()
-            execution.place(checked)
-        return execution.run
+            try:
+                execution.place(checked, profile)
+                execution.profile_layers(layer_profiler(self._trt, times))
+            finally:
+                self._executions.remove(execution)
+                execution.close()
+        if not times:
+            raise StageError("the engine reports no layer times", where=str(self._plan))
+        return as_events(times)
+
+    def transfers(self, feed: Feed) -> Transfers:
+        """Time the copies of the feed to the GPU and of its answer back, by themselves."""
+        checked, _ = self._check(feed)
+        return measure_transfers(self._cuda, list(checked.values()), list(self.infer(feed).values()))
 
     def close(self) -> None:
         """Free contexts with their memory, engine, runtime and the GPU, in this order. Safe to call twice."""
@@ -90,7 +153,7 @@ class TensorRTSession(Session):
                 self._runtime = None
         self._cuda.close()
 
-    def _deserialize(self) -> Any:
+    def _deserialize(self, receipt: Mapping[str, Any]) -> Any:
         try:
             self._runtime = self._trt.Runtime(self._logger)
         except TypeError as error:  # how pybind11 says that the factory returned null: a driver that is too old
@@ -102,7 +165,7 @@ class TensorRTSession(Session):
         engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
         if engine is None:
             refused = f"{self._package} {self._trt.__version__} refuses the engine: {self._reason()}"
-            capability, built = self._cuda.compute_capability, _read_receipt(self._plan).get("compute_capabilities")
+            capability, built = self._cuda.compute_capability, receipt.get("compute_capabilities")
             this = f"this GPU ({self._cuda.name}) has compute capability {capability}"
             if built and capability not in built:
                 what = f"was built for {', '.join(built)}; {this}. {refused}"
@@ -110,77 +173,39 @@ class TensorRTSession(Session):
             raise StageError(refused, where=str(self._plan), hint=f"{this}; build the engine again on this version")
         return engine
 
-    def _describe(self) -> Tensors:
-        """Read the tensors from the engine; names of axes come from its receipt, which must agree with it."""
-        receipt = self._receipt()
-        inputs, outputs, ranges = [], [], {}
-        for position in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(position)
-            spec = self._spec(name, receipt.get(name))
-            if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
-                inputs.append(spec)
-                if -1 in tuple(self._engine.get_tensor_shape(name)):
-                    low, _, high = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
-                    ranges[name] = (low, high)
-            else:
-                outputs.append(spec)
-        host = {
-            spec.name
-            for spec in (*inputs, *outputs)
-            if self._engine.get_tensor_location(spec.name) == self._trt.TensorLocation.HOST
-        }
-        return Tensors(_in_order(inputs, receipt), _in_order(outputs, receipt), frozenset(host), ranges)
-
-    def _spec(self, name: str, named: TensorSpec | None) -> TensorSpec:
-        kind = self._engine.get_tensor_dtype(name).name
-        shape = tuple(self._engine.get_tensor_shape(name))
-        if kind not in _DTYPES:
-            raise StageError(f"tensor '{name}' is {kind}, which numpy cannot hold", where=str(self._plan))
-        if self._engine.get_tensor_format(name) != self._trt.TensorFormat.LINEAR:
-            raise StageError(f"tensor '{name}' is not in linear format", where=str(self._plan))
-        axes: tuple[int | str, ...] = tuple(f"{name}_axis{i}" if size == -1 else size for i, size in enumerate(shape))
-        if named is None:
-            return TensorSpec(name, _DTYPES[kind], axes)
-        same_rank = len(named.shape) == len(shape)
-        if not same_rank or named.dtype != _DTYPES[kind] or not all(map(_fits, named.shape, shape)):
-            raise StageError(
-                f"tensor '{name}' is {_DTYPES[kind]}{list(shape)} in the engine and {named.dtype}{list(named.shape)} "
-                f"in {RECEIPT}: they do not belong together",
-                where=str(self._plan),
-            )
-        # A name for the axes that the engine leaves open; where it knows the size, the size.
-        return TensorSpec(name, named.dtype, tuple(map(_axis, named.shape, shape)))
-
-    def _receipt(self) -> dict[str, TensorSpec]:
-        document = _read_receipt(self._plan)
-        return {
-            spec["name"]: TensorSpec.from_json(spec)
-            for kind in ("inputs", "outputs")
-            for spec in document.get(kind, ())
-        }
-
-    def _check(self, feed: Feed) -> dict[str, Array]:
+    def _alive(self) -> None:
         if self._engine is None:
             raise RuntimeError(f"{self._plan}: the session is closed")
-        checked = check_feed(self.inputs, feed, self._plan.name)
-        for name, (low, high) in self._tensors.ranges.items():
-            shape = checked[name].shape
-            if not all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True)):
-                raise UsageError(
-                    f"input '{name}' has shape {list(shape)}; the engine's profile allows {list(low)} to {list(high)}",
-                    where=self._plan.name,
-                )
-        return checked
 
-    def _execution(self) -> Execution:
-        context = self._context()
+    def _check(self, feed: Feed) -> tuple[dict[str, Array], int]:
+        self._alive()
+        checked = check_feed(self.inputs, feed, self._plan.name)
+        shapes = {name: array.shape for name, array in checked.items()}
+        return checked, choose_profile(self._tensors.profiles, shapes, self._plan.name)
+
+    @property
+    def _graph_by_runtime(self) -> bool:
+        """TensorRT-RTX has its own capture, which waits for the kernels of a shape; ours would not know when."""
+        return self._cuda_graph and self._package == "tensorrt_rtx" and self._resident_bytes is None
+
+    def _capture(self, execution: Execution) -> Capture:
+        if not self._cuda_graph:
+            return Capture(False, "not asked for")
+        if self._resident_bytes is not None:
+            return Capture(False, "weights are streamed in while a call runs, which no graph can hold")
+        if self._package == "tensorrt_rtx":
+            return Capture(None, "TensorRT-RTX was asked to capture (WHOLE_GRAPH_CAPTURE) and does not say if it did")
+        return execution.capture()
+
+    def _execution(self, *, graph: bool = False) -> Execution:
+        context = self._context(graph)
         if context is None:
             raise StageError(f"no execution context could be created: {self._reason()}", where=str(self._plan))
         execution = Execution(context, self._cuda, self._tensors, self._reason)
         self._executions.append(execution)
         return execution
 
-    def _context(self) -> Any:
+    def _context(self, graph: bool) -> Any:
         if self._package == "tensorrt":
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
@@ -188,13 +213,15 @@ class TensorRTSession(Session):
         # the same call would take another time a second later. Eager compiles within the first call of each shape.
         strategies = self._trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        graphs = self._trt.CudaGraphStrategy
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if graph else graphs.DISABLED
         return self._engine.create_execution_context(config)
 
-    def _reason(self) -> str:
+    def _reason(self, silence: str = "it logged no reason") -> str:
         """Return what TensorRT logged as errors since the last question, in one line."""
         text = " | ".join(" ".join(message.split()) for message in self._errors)
         self._errors.clear()
-        return text[:600] or "it logged no reason"
+        return text[:600] or silence
 
 
 def missing(package: Package, device: str) -> str | None:
@@ -242,28 +269,3 @@ def _logger(trt: Any, errors: list[str]) -> Any:
                 errors.append(message)
 
     return Errors()
-
-
-def _read_receipt(plan: Path) -> dict[str, Any]:
-    path = plan.with_name(RECEIPT)
-    if not path.is_file():
-        return {}
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise StageError(f"is no JSON: {error}", where=str(path)) from error
-    return document
-
-
-def _fits(named: int | str, size: int) -> bool:
-    return isinstance(named, str) or size in (-1, named)
-
-
-def _axis(named: int | str, size: int) -> int | str:
-    return named if size == -1 else size
-
-
-def _in_order(specs: list[TensorSpec], receipt: dict[str, TensorSpec]) -> tuple[TensorSpec, ...]:
-    """TensorRT lists tensors in its own order; the receipt has the model's."""
-    order = {name: position for position, name in enumerate(receipt)}
-    return tuple(sorted(specs, key=lambda spec: order.get(spec.name, len(order))))

@@ -53,13 +53,21 @@ VARIANTS: dict[str, tuple[type[Stage], ...]] = {
 # target -> the stages between the variant's graph and what executes
 TARGETS: dict[str, tuple[type[Stage], ...]] = {
     "onnxruntime": (),
+    "onnxruntime_tensorrt": (),
+    "openvino": (),
+    "torch_compile": (),
     "tensorrt_rtx": (EngineRtx,),
     "tensorrt": (EngineTensorRT,),
 }
 
+# targets that execute the PyTorch module itself: no stage of a variant changes it, so they take fp32 alone
+OF_MODULE = frozenset({"torch_compile"})
+
 # target -> the form of quantization that its kernels take
 DIALECTS: dict[str, Literal["cpu", "tensorrt"]] = {
     "onnxruntime": "cpu",
+    "onnxruntime_tensorrt": "tensorrt",
+    "openvino": "cpu",
     "tensorrt_rtx": "tensorrt",
     "tensorrt": "tensorrt",
 }

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from optimizer.errors import StageError
 from optimizer.stage import Stage, StageContext
 from optimizer.types import Artifact, Format
 
 if TYPE_CHECKING:
     from optimizer.calibration.collect import Collected, Histograms
-    from optimizer.calibration.estimators import Method
+    from optimizer.calibration.estimators import Estimate, Method
     from optimizer.calibration.histogram import RunningHistogram
     from optimizer.calibration.table import CalibrationTable, MethodRange
 
@@ -26,7 +27,7 @@ class Calibrate(Stage):
     name: ClassVar[str] = "calibrate"
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "calibration"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", ("percentile", "auto"))}
 
@@ -37,6 +38,8 @@ class Calibrate(Stage):
         99.999, gt=50.0, le=100.0, description="percent of values that percentile covers; the rest is clipped"
     )
     synthetic: bool = Field(False, json_schema_extra={"derived": True})  # the recipe says that its data is random
+    # Whether the variant adds residuals in int8: their branches are read for that alone.
+    integer_sums: bool = Field(True, json_schema_extra={"derived": True})
 
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write the calibration table: what every method finds in one pass, and the chosen one's name.
@@ -48,8 +51,8 @@ class Calibrate(Stage):
 
         from optimizer.calibration.collect import Watch, collect, refuse_noise
         from optimizer.calibration.doctor import findings
+        from optimizer.calibration.reading import tensors_to_calibrate
         from optimizer.graph.modules import module_of
-        from optimizer.graph.quantize import activations
 
         model = onnx.load(sources["graph"].file)
         modules = {tensor: module_of(node) for node in model.graph.node for tensor in node.output}
@@ -58,7 +61,7 @@ class Calibrate(Stage):
         earlier = _Earlier(base, self.percentile)
         found = collect(
             model,
-            activations(model),
+            tensors_to_calibrate(model, integer_sums=self.integer_sums),
             context.samples("calibration"),
             lambda done, total: context.progress("calibration samples", done, total),
             Watch(earlier.take),
@@ -75,23 +78,36 @@ class Calibrate(Stage):
 
     def _table(self, found: Collected, earlier: _Earlier, modules: Mapping[str, str]) -> CalibrationTable:
         from optimizer.calibration.doctor import examine
-        from optimizer.calibration.estimators import estimates
         from optimizer.calibration.table import CalibrationTable, TensorRange
 
         tensors = {}
         # What no sample reaches has no range; quantize names it should it need it.
         seen = {name: histogram for name, histogram in found.histograms.items() if histogram.total}
+        different = {histogram: name for name, histogram in seen.items()}  # some tensors share one
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            estimated = pool.map(lambda histogram: estimates(histogram, self.percentile), seen.values())
-            each = dict(zip(seen, estimated, strict=True))
+            estimated = pool.map(self._estimates, different.values(), different)
+            each = dict(zip(different, estimated, strict=True))
         for name, histogram in seen.items():
             methods: dict[str, MethodRange] = {
-                method: examine(histogram, estimate, earlier.magnitudes(name) if method == earlier.method else ())
-                for method, estimate in each[name].items()
+                method: examine(histogram, estimate, earlier.magnitudes(histogram) if method == earlier.method else ())
+                for method, estimate in each[histogram].items()
             }
             seen_range = (histogram.minimum, histogram.maximum, histogram.total)
             tensors[name] = TensorRange(*seen_range, earlier.method, methods, modules.get(name, ""))
         return CalibrationTable(self.method, self.percentile, found.samples, tensors, tuple(earlier.found))
+
+    def _estimates(self, name: str, histogram: RunningHistogram) -> Mapping[Method, Estimate]:
+        from optimizer.calibration.estimators import estimates
+
+        try:
+            return estimates(histogram, self.percentile)
+        except (ArithmeticError, ValueError, IndexError) as error:
+            span = f"{histogram.total} values between {histogram.minimum:g} and {histogram.maximum:g}"
+            raise StageError(
+                f"no range is found for activation '{name}' ({span}): {error}",
+                where="calibrate",
+                hint="Please report the model. The activation's values may be at the limits of float32.",
+            ) from error
 
 
 class _Earlier:
@@ -100,7 +116,7 @@ class _Earlier:
     def __init__(self, method: Method, percentile: float) -> None:
         self.method: Method = method
         self.percentile = percentile
-        self.found: dict[int, dict[str, float]] = {}
+        self.found: dict[int, dict[RunningHistogram, float]] = {}
 
     def take(self, samples: int, histograms: Histograms) -> None:
         """Estimate from what was seen so far."""
@@ -109,9 +125,10 @@ class _Earlier:
         def found(histogram: RunningHistogram) -> float:
             return magnitude(histogram, self.method, self.percentile) if histogram.total else 0.0
 
+        seen = list(histograms.values())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            self.found[samples] = dict(zip(histograms, pool.map(found, histograms.values()), strict=True))
+            self.found[samples] = dict(zip(seen, pool.map(found, seen), strict=True))
 
-    def magnitudes(self, name: str) -> tuple[float, ...]:
-        """Return a tensor's magnitude at each checkpoint."""
-        return tuple(found[name] for found in self.found.values())
+    def magnitudes(self, histogram: RunningHistogram) -> tuple[float, ...]:
+        """Return what it would have said at each checkpoint."""
+        return tuple(found[histogram] for found in self.found.values())

@@ -19,6 +19,7 @@ class Diagnose(Stage):
     name: ClassVar[str] = "diagnose"
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "table": "calibration", "evaluation": "data"}
     produces: ClassVar[Format] = "diagnosis"
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
 
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:

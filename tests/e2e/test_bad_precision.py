@@ -192,7 +192,7 @@ BAD = (
     Bad(random_numbers, 4, ("'image' is random numbers (normal", "synthetic: true"), INT8),
     Bad(already_quantized, 4, ("already", "Start from the float32"), INT8),
     Bad(already_quantized_for_float16, 4, ("already quantized", "Start from the float32"), ("--only", "fp16")),
-    Bad(no_layer_to_quantize, 4, ("no layer that int8 speeds up", "Remove the int8 variant"), INT8),
+    Bad(no_layer_to_quantize, 4, ("no layer that quantization speeds up", "Remove the int8 and fp8 variants"), INT8),
     Bad(opset_without_scales_per_channel, 4, ("opset 11", "13 or later", "convert_version"), INT8),
     Bad(keep_names_nothing, 4, ("'heads' is neither", "head (module)", "'convolution' is neither"), INT8),
     Bad(percentile_beside_another_method, 2, ("recipe.yaml:16:", "percentile", "method")),

@@ -8,6 +8,7 @@ to tests/gpu and to the test that holds the names used here against the real bin
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,12 @@ from optimizer.runtime.cuda import SIGNATURES
 NO_DEVICE, OUT_OF_MEMORY, INVALID, INVALID_CONTEXT, ILLEGAL_ADDRESS = 100, 2, 1, 201, 700
 CONTEXT, TORCHS_CONTEXT = 0xC0, 0xD0
 # cuda.h: these work on the calling thread's current context.
-NEED_CONTEXT = ("cuMem", "cuStream")
+NEED_CONTEXT = ("cuMem", "cuStream", "cuGraph")
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
 NAMES = {NO_DEVICE: b"CUDA_ERROR_NO_DEVICE", OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", INVALID: b"CUDA_ERROR_INVALID"}
 NAMES[ILLEGAL_ADDRESS] = b"CUDA_ERROR_ILLEGAL_ADDRESS"
+NAMES[CAPTURE_UNSUPPORTED] = b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+NAMES[CAPTURE_INVALIDATED] = b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
 TEXTS = {NO_DEVICE: b"no CUDA-capable device is detected", OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid value"}
 
 
@@ -37,6 +41,10 @@ class Driver:
         self.calls: list[str] = []
         self.stack = [TORCHS_CONTEXT]  # what another library left current
         self.lost = False  # every call fails, as after an illegal address
+        self.capturing: dict[int, list[Callable[[], None]] | None] = {}  # stream -> work; None: invalidated
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.executables: dict[int, list[Callable[[], None]]] = {}
+        self.pinned: dict[int, Any] = {}
         self._keep: list[Any] = []
         for name, arguments in SIGNATURES.items():
             callback = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(self._recorded(name))
@@ -141,9 +149,74 @@ class Driver:
     def _known(self, *handles: int) -> int:
         return 0 if set(handles) <= self.handles else INVALID
 
+    def _cuStreamSynchronize(self, stream: int) -> int:  # noqa: N802
+        if stream in self.capturing:
+            self.capturing[stream] = None
+            return CAPTURE_UNSUPPORTED
+        return self._known(stream)
+
+    def _cuMemGetInfo_v2(self, free: Any, total: Any) -> None:  # noqa: N802
+        free[0] = self.capacity - sum(len(block) for block in self.memory.values())
+        total[0] = self.capacity
+
+    def _cuMemHostAlloc(self, out: Any, size: int, flags: int) -> int:  # noqa: N802
+        if size == 0 or flags:
+            return INVALID
+        block = ctypes.create_string_buffer(size)
+        self.pinned[ctypes.addressof(block)] = block
+        out[0] = ctypes.addressof(block)
+        return 0
+
+    def _cuMemFreeHost(self, pointer: int) -> int:  # noqa: N802
+        return 0 if self.pinned.pop(pointer, None) else INVALID
+
+    def _cuMemsetD8Async(self, pointer: int, byte: int, size: int, stream: int) -> int:  # noqa: N802
+        if stream not in self.handles or pointer not in self.memory or size > len(self.memory[pointer]):
+            return INVALID
+        ctypes.memset(pointer, byte, size)
+        return 0
+
+    def _cuStreamBeginCapture_v2(self, stream: int, mode: int) -> int:  # noqa: N802
+        if stream not in self.handles or stream in self.capturing or mode != 1:
+            return INVALID
+        self.capturing[stream] = []
+        return 0
+
+    def _cuStreamEndCapture(self, stream: int, graph: Any) -> int:  # noqa: N802
+        work = self.capturing.pop(stream)
+        graph[0] = None
+        if work is None:
+            return CAPTURE_INVALIDATED
+        graph[0] = handle = 0x5000 + len(self.calls)
+        self.graphs[handle] = work
+        return 0
+
+    def _cuGraphGetNodes(self, graph: int, nodes: Any, count: Any) -> None:  # noqa: N802
+        assert not nodes
+        count[0] = len(self.graphs[graph])
+
+    def _cuGraphInstantiateWithFlags(self, out: Any, graph: int, flags: int) -> int:  # noqa: N802
+        if flags:
+            return INVALID
+        out[0] = handle = 0x9000 + len(self.calls)
+        self.executables[handle] = list(self.graphs[graph])
+        return 0
+
+    def _cuGraphLaunch(self, executable: int, stream: int) -> int:  # noqa: N802
+        if executable not in self.executables or stream not in self.handles:
+            return INVALID
+        for work in self.executables[executable]:
+            work()
+        return 0
+
+    def _cuGraphExecDestroy(self, executable: int) -> int:  # noqa: N802
+        return INVALID if self.executables.pop(executable, None) is None else 0
+
+    def _cuGraphDestroy(self, graph: int) -> int:  # noqa: N802
+        return INVALID if self.graphs.pop(graph, None) is None else 0
+
     _cuStreamCreate = _create  # noqa: N815
     _cuStreamDestroy_v2 = _drop  # noqa: N815
-    _cuStreamSynchronize = _known  # noqa: N815
 
 
 class Mode(Enum):
@@ -165,11 +238,20 @@ class Context:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.fail = False
+        self.profile = 0
+        self.profiler: Any = None
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert self.engine.driver is None or stream_handle in self.engine.driver.handles
+        self.profile = profile_index
+        self.shapes.clear()  # as the real one forgets the shapes of before
+        self.engine.profiles_set.append(profile_index)
+        return profile_index < self.engine.num_optimization_profiles
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
         self.shapes[name] = shape
-        return True
+        return low[0] <= shape[0] <= high[0]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if self.engine.tensors[name]["place"] is Location.HOST and memory % 256:
@@ -196,11 +278,35 @@ class Context:
         if self.engine.fails:
             self.engine.logger.log(LoggerBase.ERROR, "Cask convolution\n execution failed")
             return False
+        driver = self.engine.driver
+        if driver is not None and stream_handle in driver.capturing:
+            return self._record(driver, stream_handle)
+        self._compute()
+        if self.profiler is not None:
+            for layer, ms in (("conv", 0.25), ("relu", 0.5)):
+                self.profiler.report_layer_time(layer, ms)
+        return True
+
+    def _record(self, driver: Driver, stream: int) -> bool:
+        """Queue nothing but what the graph will do; `capture` says how that goes wrong."""
+        wrong = self.engine.capture
+        work = driver.capturing[stream]
+        if wrong == "refused":
+            self.engine.logger.log(LoggerBase.ERROR, "a loop condition is read on the host")
+            return False
+        if wrong == "synchronizes":
+            driver.capturing[stream] = None
+            return True
+        if wrong != "empty":
+            assert work is not None
+            work.append(self._compute if wrong != "stale" else lambda: None)
+        return True
+
+    def _compute(self) -> None:
         view = {name: self._view(name) for name in self.addresses}
         view["double"][...] = view["x"] * 2
         if "sizes" in view:
             view["sizes"][...] = self.shapes["x"]
-        return True
 
     def _view(self, name: str) -> np.ndarray:
         dtype = np.dtype(_NUMPY[self.engine.tensors[name]["dtype"]])
@@ -212,8 +318,16 @@ class Context:
 class Engine:
     """An engine for 1 to 4 rows of 3; a keyword changes one of its traits."""
 
-    def __init__(self, logger: Any, *, sizes: bool = False, dtype: str = "FLOAT", **traits: bool) -> None:
+    def __init__(self, logger: Any, *, sizes: bool = False, dtype: str = "FLOAT", **traits: Any) -> None:
         self.logger = logger
+        self.rows: list[tuple[int, int, int]] = traits.get("rows", [(1, 2, 4)])  # of each profile
+        self.capture: str = traits.get("capture", "works")
+        self.streamable_weights_size: int = traits.get("streamable", 0)
+        self.weight_streaming_budget_v2: int = self.streamable_weights_size
+        self.device_memory_size_v2 = 4096
+        self.stripped: bool = traits.get("stripped", False)
+        self.refitted = False
+        self.profiles_set: list[int] = []
         self.fails = traits.get("fails", False)
         self.data_dependent = traits.get("data_dependent", False)
         self.linear = traits.get("linear", True)
@@ -249,15 +363,60 @@ class Engine:
     def get_tensor_format(self, name: str) -> str:
         return "LINEAR" if self.linear else "CHW32"
 
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.rows)
+
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        return [(1, 3), (2, 3), (4, 3)]
+        return [(rows, 3) for rows in self.rows[profile_index]]
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        assert not self.configs, "before any context"
+        return self.streamable_weights_size // 4
+
+    def get_engine_stat(self, stat: str) -> int:
+        return 64 if self.stripped else -1
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None)
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, cuda_graph_strategy=None)
 
     def create_execution_context(self, runtime_config: Any = None) -> Context:
+        assert not self.stripped or self.refitted, "an engine without its weights"
         self.configs.append(runtime_config)
         return Context(self)
+
+
+class ProfilerBase:
+    def __init__(self) -> None:
+        self.initialised = True
+
+
+class Refitter:
+    def __init__(self, engine: Engine, logger: Any) -> None:
+        self.engine, self.known = engine, False
+
+    def get_missing_weights(self) -> list[str]:
+        return [] if self.known else ["w", "b"]
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.refitted = True
+        return True
+
+
+class OnnxParserRefitter:
+    """Takes any file but one that begins with `other`; one that begins with `part` lacks weights."""
+
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self.refitter, self.num_errors = refitter, 0
+
+    def refit_from_file(self, model: str) -> bool:
+        text = Path(model).read_text()
+        self.num_errors = int(text.startswith("other"))
+        self.refitter.known = not text.startswith("part")
+        return not self.num_errors
+
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(desc=lambda: "shape mismatch of 'w'")
 
 
 class LoggerBase:
@@ -280,6 +439,11 @@ def tensorrt(**traits: Any) -> Any:
         engines=[],
         driver=None,
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        CudaGraphStrategy=SimpleNamespace(DISABLED="disabled", WHOLE_GRAPH_CAPTURE="whole"),
+        IProfiler=ProfilerBase,
+        Refitter=Refitter,
+        OnnxParserRefitter=OnnxParserRefitter,
+        EngineStat=SimpleNamespace(STRIPPED_WEIGHTS_SIZE="stripped"),
     )
 
     class Runtime:

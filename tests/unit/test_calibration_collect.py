@@ -33,6 +33,8 @@ def test_ranges_are_those_of_the_activations(tmp_path: Path) -> None:
     expected = dict(zip(names, infer(probe, {"image": np.stack(arrays)}, tmp_path), strict=True))
     expected["image"] = np.stack(arrays)
     assert set(found) == set(expected)
+    # What a pool drops reaches nothing: where it alone reads a tensor, the range is that of what leaves it.
+    expected |= {before: expected[behind] for before, behind in (("r1", "p1"), ("r2", "p2")) if before in expected}
     for name, values in expected.items():
         assert found[name].total == values.size
         assert found[name].minimum == pytest.approx(float(values.min()), rel=1e-5, abs=1e-6)
@@ -162,3 +164,26 @@ def test_the_graph_on_disk_is_not_the_callers(tmp_path: Path) -> None:
     collected(model, Arrays(pictures(4)))
     np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[0]), weight)
     assert not list(tmp_path.iterdir())
+
+
+def test_mixed_shapes_come_in_batches_that_fit_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sample is the smallest: by its measure the large ones, 64 times its size, would come 16 together."""
+    text = "g (float[batch, 1, h, w] image) => (float[batch, 2, h, w] y) { y = Conv <pads = [1, 1, 1, 1]> (image, w0) }"
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(1, side, side)).astype(np.float32) for side in [4] * 20 + [32] * 20]
+    monkeypatch.setattr(collecting, "_BUDGET_BYTES", 2 * 4 * 2 * 32 * 32 * 4)  # four large ones, halved by workers
+    monkeypatch.setattr(collecting, "_MOST_WORKERS", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    most: list[int] = []
+    infer = collecting.OnnxSession.infer
+
+    def observed(self: object, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = infer(self, feed)  # type: ignore[arg-type]
+        most.append(sum(value.nbytes for value in found.values()))
+        return found
+
+    monkeypatch.setattr(collecting.OnnxSession, "infer", observed)
+    found = collect(build(text, {"w0": (2, 1, 3, 3)}), ["image", "y"], Arrays(arrays), ignore).histograms
+    assert found["y"].total == 2 * sum(a.size for a in arrays)
+    assert max(most) <= 4 * 2 * 32 * 32 * 4
+    assert len(most) < 20  # and no smaller than need be

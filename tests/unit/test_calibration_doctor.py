@@ -165,3 +165,23 @@ def test_calibration_data_on_another_scale_is_told() -> None:
     told = " ".join(drift_sentences(drift(table, {"x": used}), 64))
     assert "x far within the calibrated range on evaluation data, which uses 0.062" in told
     assert "far within" not in " ".join(drift_sentences(drift(table, {"x": seen}), 64))
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, -9.0])
+def test_the_decibels_of_uint8_are_those_of_rounding_the_values(shift: float) -> None:
+    values = (NORMAL + shift).astype(np.float32)
+    found = examine(histogram_of(values), minmax(histogram_of(values)))
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    step = (high - low) / 255
+    zero = np.rint(-low / step)
+    rounded = (np.clip(np.rint(values / step) + zero, 0, 255) - zero) * step
+    exact = 10 * np.log10((values.astype(float) ** 2).sum() / ((rounded - values) ** 2).sum())
+    assert found.unsigned_sqnr_db == pytest.approx(exact, abs=0.15)
+    # The twin: one step too many on either side is seen.
+    wider = examine(histogram_of(values), Estimate(low * 2, high * 2, found.magnitude))
+    assert abs(wider.unsigned_sqnr_db - exact) > 2  # type: ignore[operator]
+
+
+def test_one_sided_values_keep_a_bit_more_in_uint8() -> None:
+    found = examine(histogram_of(np.abs(NORMAL)), minmax(histogram_of(np.abs(NORMAL))))
+    assert found.unsigned_sqnr_db == pytest.approx(found.sqnr_db + 6.0, abs=0.3)  # type: ignore[operator]

@@ -21,6 +21,7 @@ from optimizer.recipe.model import (
     Data,
     EvaluationData,
     InputSpec,
+    LoadGen,
     Measure,
     MetricLimit,
     MetricOptions,
@@ -29,6 +30,7 @@ from optimizer.recipe.model import (
     Recipe,
     ShapeRange,
     SpeedupLimit,
+    Sweep,
     TransformStep,
 )
 from optimizer.recipe.vocabulary import target_options, variant_options
@@ -51,6 +53,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": EvaluationData,
     "metrics": MetricOptions,
     "measure": Measure,
+    "measure.loadgen": LoadGen,
+    "measure.sweep": Sweep,
     **{name: variant_options(name, stages) for name, stages in VARIANTS.items()},
 }
 

@@ -1,6 +1,7 @@
 """Real engines built here ahead of time, without a GPU; and every refusal with its words."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from optimizer.errors import MissingToolError, StageError
-from optimizer.graph.build_engine import Library, check_profile
-from optimizer.graph.engine_log import layers, matters
+from optimizer.graph.builder_options import Library
+from optimizer.graph.engine_log import matters, table
+from optimizer.graph.optimization_profiles import check_profile
 from optimizer.stage import StageContext
 from optimizer.stages.engine import EngineRtx, EngineTensorRT
 from optimizer.types import Artifact, TensorSpec
@@ -108,6 +110,20 @@ def test_fp32_engine_for_two_capabilities_with_its_receipt(bench):
         "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 32, 32]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
         "profile": {"batch": {"min": 1, "opt": 4, "max": 16}},
+        "profiles": [{"batch": {"min": 1, "opt": 4, "max": 16}}],
+        "options": {
+            "workspace": 64 << 30,  # the library's own where it sees no GPU
+            "tf32": True,
+            "weight_streaming": False,
+            "strip_plan": False,
+            "refit": False,
+        },
+        "options_given": {},
+        "retry": None,
+        "timing_cache": None,
+        "trtexec": "tensorrt_rtx --onnx=model.onnx --saveEngine=engine.plan --minShapes=image:1x3x32x32 "
+        "--optShapes=image:4x3x32x32 --maxShapes=image:16x3x32x32 --computeCapabilities=86,89 "
+        "--profilingVerbosity=detailed --skipInference",
         "onnx_sha256": bench.artifact.digest,
         "precision": {"fp32": 1.0},
         "executed": dict.fromkeys(("c1_conv", "c2_conv", "fc1", "fc2"), "fp32"),
@@ -191,9 +207,19 @@ def test_every_unsupported_operator_is_named(bench):
 
 def test_unknown_capability_lists_the_known_ones(bench):
     with pytest.raises(
-        StageError, match=r"no compute capability 9\.0 \(it lists 7\.5, 8\.0, 8\.6, .*\)\n  The nearest: 8\.9"
+        StageError, match=r"no compute capability 8\.7 \(it lists 7\.5, 8\.0, 8\.6, .*\)\n  The nearest: 8\.6"
     ):
+        bench.build(rtx("8.6", "8.7"), cnn())
+
+
+def test_a_data_centre_gpu_is_sent_to_tensorrt(bench):
+    with pytest.raises(StageError) as caught:
         bench.build(rtx("8.6", "9.0"), cnn())
+    assert str(caught.value) == (
+        "stage 'engine' failed on model.onnx (9f2c61d0): targets.tensorrt_rtx.compute_capabilities.1: tensorrt_rtx "
+        "builds for no 9.0 (H100, H200): use the target tensorrt, which builds for such a GPU on the GPU itself\n"
+        f"  log: {bench.log}"
+    )
 
 
 def test_turing_without_fp32_gemm_says_so(bench):
@@ -252,17 +278,18 @@ def test_layer_table_of_an_int8_convolution_is_read():
         " [-1,4], Datatype: Half, Format: (NHWC) }], TacticName: t, StreamId: 0, "
         "Metadata: [ONNX Layer: conv][ONNX Layer: r]"
     )
-    assert layers([("VERBOSE", row)]) == [
+    assert table([("VERBOSE", row)]) == [
         {
             "name": "conv_myl0_2",
             "kind": "correlation",
             "inputs": [
-                {"tensor": "a", "type": "Int8", "format": "(NHWC) Channel major"},
-                {"tensor": "b", "type": "Float", "format": "x"},
+                {"tensor": "a", "type": "Int8", "format": "(NHWC) Channel major", "shape": [-1, 3, 8, 8]},
+                {"tensor": "b", "type": "Float", "format": "x", "shape": [1]},
             ],
-            "constants": [{"tensor": "w", "type": "Int8", "format": "z"}],
-            "outputs": [{"tensor": "y", "type": "Half", "format": "(NHWC)"}],
+            "constants": [{"tensor": "w", "type": "Int8", "format": "z", "shape": [4, 3]}],
+            "outputs": [{"tensor": "y", "type": "Half", "format": "(NHWC)", "shape": [-1, 4]}],
             "onnx_nodes": ["conv", "r"],
+            "tactic": "t",
         }
     ]
 
@@ -293,3 +320,120 @@ def test_an_engine_that_delivers_less_than_the_recipe_accepts_is_refused(shares,
         return
     with pytest.raises(StageError, match=r"the engine computes .*% of the multiply-accumulates in int8, at_least asks"):
         _check_delivered(receipt, "int8", at_least, "engine")
+
+
+# Options, with the real TensorRT-RTX.
+def with_options(folder, **options):
+    one = Bench(folder)
+    RNG.bit_generator.state = np.random.default_rng(1).bit_generator.state
+    receipt = one.build(EngineRtx(profile=BATCH, compute_capabilities=("8.6",), **options), cnn())
+    return receipt, (one.out / "engine.plan").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return with_options(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("option", [{"tf32": False}, {"weight_streaming": True}, {"workspace": 1 << 28}])
+def test_what_tensorrt_rtx_honours_changes_its_plan(tmp_path, plain, option):
+    receipt, plan = with_options(tmp_path, **option)
+    assert plan != plain[1]
+    assert receipt["options"] == {**plain[0]["options"], **option}
+    assert receipt["options_given"] == option
+
+
+def test_two_profiles_make_one_engine_that_says_both(tmp_path, plain):
+    receipt, plan = with_options(tmp_path, profiles=({"batch": (1, 1, 1)}, {"batch": (2, 4, 16)}))
+    assert len(plan) > len(plain[1])
+    assert receipt["profiles"] == [
+        {"batch": {"min": 1, "opt": 1, "max": 1}},
+        {"batch": {"min": 2, "opt": 4, "max": 16}},
+    ]
+    assert receipt["profile"] == plain[0]["profile"]
+    assert "--profile=0 --minShapes=image:1x3x32x32" in receipt["trtexec"]
+    assert "--profile=1 --minShapes=image:2x3x32x32" in receipt["trtexec"]
+
+
+def test_a_workspace_too_small_for_tensorrt_rtx_is_named(bench):
+    with pytest.raises(StageError, match=r"no kernel that fits into a workspace of 1000 bytes: .*workspace limit"):
+        bench.build(EngineRtx(profile=BATCH, compute_capabilities=("8.6",), workspace=1000), cnn())
+
+
+def test_what_needs_a_gpu_is_refused_without_one(bench, monkeypatch):
+    from optimizer.runtime import cuda
+
+    if cuda.missing() is None:
+        pytest.skip("this machine has a GPU, and builds it")
+    with pytest.raises(StageError) as caught:
+        bench.build(EngineRtx(profile=BATCH, compute_capabilities=("8.6",), strip_plan=True, refit=True), cnn())
+    assert str(caught.value) == (
+        "stage 'engine' failed on model.onnx (9f2c61d0): targets.tensorrt_rtx.strip_plan, refit: tensorrt_rtx builds "
+        f"that beside a GPU alone: {cuda.missing()}. Build there, or remove it\n  log: {bench.log}"
+    )
+
+
+def test_a_limit_of_memory_ends_the_build_with_its_name(bench):
+    stage = EngineRtx(profile=BATCH, compute_capabilities=("8.6",), memory_limit=200 << 20)
+    with pytest.raises(StageError, match=r"ran out of memory[\s\S]*Raise targets.tensorrt_rtx.memory_limit, 209715200"):
+        bench.build(stage, cnn())
+
+
+# What the library itself does with the options that are refused for it: the day this fails, the table is out of date.
+ACCEPTS = """
+import sys, hashlib, warnings
+import tensorrt_rtx as trt
+warnings.simplefilter("ignore")
+class Lines(trt.ILogger):
+    def __init__(self):
+        trt.ILogger.__init__(self)
+        self.lines = []
+    def log(self, severity, text):
+        self.lines.append(text)
+def configure(config):
+  for option in sys.argv[2].split(","):
+    match option:
+        case "level 0" | "level 5" as level: config.builder_optimization_level = int(level[-1])
+        case "hardware": config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        case "cache":
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+            config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+        case "nothing": pass
+        case flag: config.set_flag(getattr(trt.BuilderFlag, flag))
+logger = Lines()
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+assert trt.OnnxParser(network, logger).parse_from_file(sys.argv[1])
+config = builder.create_builder_config()
+config.num_compute_capabilities = 1
+config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+profile = builder.create_optimization_profile()
+profile.set_shape("image", (1, 3, 32, 32), (4, 3, 32, 32), (16, 3, 32, 32))
+config.add_optimization_profile(profile)
+configure(config)
+plan = builder.build_serialized_network(network, config)
+print(hashlib.sha256(bytes(plan)).hexdigest() if plan is not None else "none", flush=True)
+import os
+os._exit(0)
+"""
+
+
+def test_tensorrt_rtx_still_ignores_or_fails_what_the_table_refuses_for_it(tmp_path):
+    weights = cnn()
+    for tensor in weights.graph.initializer:  # the 2:4 pattern along the input channels
+        array = numpy_helper.to_array(tensor).copy()
+        array[:, 2::4] = 0
+        array[:, 3::4] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(weights, tmp_path / "model.onnx")
+
+    def plan(option):
+        command = [sys.executable, "-c", ACCEPTS, str(tmp_path / "model.onnx"), option]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+    plain = plan("nothing")
+    assert plain != "none"
+    assert plan("level 0") == plain
+    assert plan("level 5,hardware,cache,SPARSE_WEIGHTS") == plain
+    assert plan("WEIGHT_STREAMING") not in (plain, "none")  # the comparison can tell
+    assert plan("VERSION_COMPATIBLE") == "none"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper
 
 from optimizer.data.samples import Sample
 from optimizer.errors import StageError
-from optimizer.pipeline.evaluate import _prove
+from optimizer.pipeline.prove import Proof, Remembered, budget
 from optimizer.pipeline.subject import Subject
 from optimizer.recipe.model import ShapeRange
 from optimizer.types import Artifact, TensorSpec
@@ -49,22 +51,74 @@ def subject(folder: Path, missing: str | None = None) -> Subject:
     return Subject("fp16@tensorrt_rtx", "fp16", "fp16", "tensorrt_rtx", "cuda:0", plan, graph, missing)
 
 
-def bench() -> Any:
+def bench(folder: Path) -> Any:
     rng = np.random.default_rng(0)
     samples = [Sample({"x": rng.normal(size=4).astype(np.float32)}, None, str(i)) for i in range(16)]
-    recipe = SimpleNamespace(batch_axis="batch", profile={"batch": ShapeRange(min=1, opt=4, max=8)})
-    return SimpleNamespace(recipe=recipe, splits=SimpleNamespace(evaluation=samples))
+    recipe = SimpleNamespace(
+        name="double",
+        batch_axis="batch",
+        profile={"batch": ShapeRange(min=1, opt=4, max=8)},
+        measure=SimpleNamespace(threads=1),
+    )
+    store = SimpleNamespace(root=folder / "home" / "store")
+    return SimpleNamespace(
+        recipe=recipe, splits=SimpleNamespace(evaluation=samples), store=store, device="cpu", logs=None
+    )
+
+
+def prove(folder: Path, opened: Opened, missing: str | None = None, baseline: Opened | None = None) -> tuple[str, ...]:
+    base = replace(subject(folder), name="fp32@torch", precision="fp32", runtime="torch", device="cpu")
+    with ExitStack() as stack:
+        proof = Proof(bench(folder), base, baseline or Opened(), stack)  # type: ignore[arg-type]
+        return proof.of(subject(folder, missing), opened)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of this bench holds nothing: what is searched is the graph and the engine."""
+    monkeypatch.setattr("optimizer.pipeline.prove.lineage", lambda *_: [])
 
 
 def test_an_engine_that_executes_is_compared_at_every_checked_batch(tmp_path: Path) -> None:
-    (note,) = _prove(subject(tmp_path), Opened(), bench())  # type: ignore[arg-type]
-    assert note.startswith("output 'y' at batch 1, 3, 4, 8:")
+    notes = prove(tmp_path, Opened())
+    assert notes[0].startswith("against its graph: output 'y' at batch 1, 3, 4, 8:")
+    assert notes[1].startswith("against fp32@torch: output 'y' at batch 1, 3, 4, 8:")
+    assert notes[2].startswith("samples alone give what they give inside batch 8")
 
 
 def test_one_that_is_wrong_at_a_larger_batch_fails_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"'fp16@tensorrt_rtx' against its graph.*'y'.*batch 4"):
-        _prove(subject(tmp_path), Opened(wrong_from=4), bench())  # type: ignore[arg-type]
+        prove(tmp_path, Opened(wrong_from=4))
 
 
-def test_one_that_cannot_execute_is_not_proven(tmp_path: Path) -> None:
-    assert _prove(subject(tmp_path, missing="no GPU"), Opened(), bench()) == ()  # type: ignore[arg-type]
+def test_one_that_is_right_by_its_graph_and_wrong_by_the_baseline_fails(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"'fp16@tensorrt_rtx' against the baseline 'fp32@torch'.*'y'.*batch 8"):
+        prove(tmp_path, Opened(), baseline=Opened(wrong_from=8))
+
+
+def test_one_that_cannot_execute_is_not_proven_and_says_so(tmp_path: Path) -> None:
+    assert prove(tmp_path, Opened(), missing="no GPU") == ("unproven: it cannot execute here (no GPU)",)
+
+
+def test_the_budget_is_that_of_the_stage_that_gives_up_most(tmp_path: Path) -> None:
+    fp16 = subject(tmp_path)
+    assert budget(fp16).min_sqnr_db == 25.0  # the engine's limit, below float16's 30
+    assert budget(replace(fp16, runtime="onnxruntime")).min_sqnr_db == 30.0
+    assert budget(replace(fp16, runtime="onnxruntime", precision="int8")).min_sqnr_db == 10.0
+    exact = budget(replace(fp16, runtime="onnxruntime", precision="fp32", device="cpu"))
+    assert exact.exact_integers
+    assert exact.atol == 1e-4
+
+
+def test_the_baseline_answers_each_feed_once() -> None:
+    asked: list[int] = []
+
+    class Counted(Opened):
+        def infer(self, feed: dict[str, Any]) -> dict[str, Any]:
+            asked.append(len(feed["x"]))
+            return super().infer(feed)
+
+    remembered = Remembered(Counted())  # type: ignore[arg-type]
+    for batch in (1, 3, 1, 3, 3):
+        remembered.infer({"x": np.ones((batch, 4), np.float32)})
+    assert asked == [1, 3]

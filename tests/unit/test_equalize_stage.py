@@ -12,7 +12,7 @@ from equalization_graphs import block, constant, copy, differs_by, texts
 from quantization_graphs import Arrays, infer, pictures, small_cnn, sqnr_db
 
 from optimizer.calibration.estimators import minmax
-from optimizer.calibration.probe import mean_sqnr_db
+from optimizer.calibration.probe import OutputErrors
 from optimizer.calibration.smoothing import GRID, choose_alpha, split
 from optimizer.data.samples import Samples
 from optimizer.errors import StageError
@@ -154,4 +154,4 @@ def test_a_graph_with_nothing_to_equalize_is_refused(tmp_path: Path) -> None:
 
 def test_outputs_that_are_integers_cannot_be_judged() -> None:
     with pytest.raises(StageError, match="the model has none"):
-        mean_sqnr_db([{}], [{}])
+        OutputErrors().sqnr_db()

@@ -125,5 +125,5 @@ def test_too_few_samples_are_refused(count: int, what: str, tmp_path: Path) -> N
 
 
 def test_an_activation_that_becomes_nan_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="activation 'y' becomes NaN on samples 0 to 3"):
+    with pytest.raises(StageError, match="activation 'y' becomes NaN on sample 0\\n"):
         measure(tmp_path, model(MATMUL + " a = MatMul(x, w) y = Log(a) }", w=np.eye(16)), -np.ones((4, 16), np.float32))

@@ -201,19 +201,6 @@ def test_difference_of_graphs_names_operators_weights_and_precision(tmp_path):
     assert "w: other values (dtype fp32" in show(tmp_path / "a.onnx", tmp_path / "b.onnx")
 
 
-def test_difference_of_engines_names_precision_and_fusion_by_onnx_node(tmp_path):
-    half = {"inputs": [{"tensor": "image", "type": "Half", "format": "Linear"}], "onnx_nodes": ["conv"]}
-    found = difference(inspect(engine(tmp_path / "a")), inspect(engine(tmp_path / "b", layer=half)))
-    assert found == {
-        "layers": {
-            "only_first": ["relu"],
-            "changed": {
-                "conv": ["correlation Float -> Float, fused with relu", "correlation Half -> Float"],
-            },
-        }
-    }
-
-
 def test_difference_of_tables_names_tensors(tmp_path):
     first = table(tmp_path / "a.json")
     second = table(tmp_path / "b.json", method="minmax", tensors={"c": 9.0, "d": 1.0})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import MissingToolError, StageError
-from optimizer.isolated import run_isolated
+from optimizer.isolated import OutOfMemoryError, OutOfTimeError, run_isolated
 
 
 # What the children run.
@@ -59,6 +59,10 @@ def refuse_without_place():
 
 def fail():
     raise ValueError("axis 3\nis out of range")
+
+
+def fail_to_allocate():
+    raise ValueError("Error parsing message: Arena alloc failed")
 
 
 def leave():
@@ -115,14 +119,23 @@ def test_segfault_names_signal_last_line_and_log(tmp_path):
 
 
 def test_sigkill_says_probably_memory(tmp_path):
-    with pytest.raises(StageError, match=r"was killed by SIGKILL .*memory"):
+    with pytest.raises(OutOfMemoryError, match=r"was killed by SIGKILL .*memory"):
         run(kill_itself, tmp_path)
 
 
 @pytest.mark.parametrize("function", [hoard, native_out_of_memory])
 def test_out_of_memory_is_named_with_its_limit(tmp_path, function):
-    with pytest.raises(StageError, match=r"ran out of memory \(limit: 512 MiB\)"):
+    with pytest.raises(OutOfMemoryError, match=r"ran out of memory \(limit: 512 MiB\)"):
         run(function, tmp_path, memory_bytes=512 << 20)
+
+
+def test_other_words_for_no_memory_are_understood(tmp_path):
+    with pytest.raises(
+        OutOfMemoryError, match=r"ran out of memory \(limit: 512 MiB\)\n  Free memory, raise the limit, or"
+    ):
+        run(fail_to_allocate, tmp_path, memory_bytes=512 << 20)
+    with pytest.raises(OutOfMemoryError, match=r"ran out of memory\n  Free memory, or use"):
+        run(fail_to_allocate, tmp_path)
 
 
 def test_within_the_limit_the_same_child_succeeds(tmp_path):
@@ -130,8 +143,8 @@ def test_within_the_limit_the_same_child_succeeds(tmp_path):
 
 
 def test_timeout_kills_and_says_so(tmp_path):
-    with pytest.raises(StageError, match=r"did not finish within 1 s and was stopped"):
-        run(sleep, tmp_path, pid_file=str(tmp_path / "pid"), timeout_s=1.0)
+    with pytest.raises(OutOfTimeError, match=r"did not finish within 3 s and was stopped"):
+        run(sleep, tmp_path, pid_file=str(tmp_path / "pid"), timeout_s=3.0)
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
@@ -179,7 +192,7 @@ def test_child_ends_when_its_parent_is_killed(tmp_path):
     pid_file = tmp_path / "pid"
     code = (
         f"import sys; sys.path[:] = {[*sys.path, str(Path(__file__).parent)]!r}\n"
-        "from pathlib import Path\nfrom optimizer.isolated import run_isolated\n"
+        "from pathlib import Path\nfrom optimizer.isolated import OutOfMemoryError, OutOfTimeError, run_isolated\n"
         f"run_isolated('{Path(__file__).stem}:sleep', {{'pid_file': {str(pid_file)!r}}},"
         f" log=Path({str(tmp_path / 'log')!r}), what='x')"
     )

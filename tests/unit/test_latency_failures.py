@@ -54,6 +54,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, broken: str) -> list[list[str]]:
 
     monkeypatch.setattr(pipeline, "measure_accuracy", lambda *_: None)
     monkeypatch.setattr(pipeline, "_latency", latency)
+    monkeypatch.setattr(pipeline, "measure_load", lambda *_: None)
     return tried
 
 

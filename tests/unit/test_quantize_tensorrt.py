@@ -179,7 +179,7 @@ def test_a_graph_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
 
 def test_a_graph_without_compute_layers_is_refused() -> None:
     model = build("g (float[batch, 3, 8, 8] image) => (float[batch, 3, 8, 8] y) { y = Relu (image) }", {})
-    with pytest.raises(StageError, match=r"no layer that int8 speeds up \(looked for Conv, ConvTranspose"):
+    with pytest.raises(StageError, match=r"no layer that quantization speeds up \(looked for Conv, ConvTranspose"):
         activations(model)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from optimizer.errors import MissingToolError, StageError, UsageError
 from optimizer.runtime import cuda, tensorrt
+from optimizer.runtime.layer_times import as_events, layer_profiler
 from optimizer.runtime.tensorrt import TensorRTSession
 from optimizer.types import TensorSpec
 
@@ -187,22 +188,205 @@ def test_cpu_and_a_missing_package_are_said_plainly(machine: Any, tmp_path: Path
         TensorRTSession(tmp_path / "none.plan", package="tensorrt_rtx")
 
 
+def bound(session: TensorRTSession, feed: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    """Return the bound call and a function that reads its outputs."""
+    call = session.bind(feed)
+    execution = call.__self__  # type: ignore[attr-defined]
+
+    def read() -> np.ndarray:
+        with session._cuda.current:
+            return execution.fetch()["double"]  # type: ignore[no-any-return]
+
+    return call, read
+
+
+def test_bound_call_launches_a_cuda_graph(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        call, read = bound(session, {"x": X})
+        assert [c.captured for c in session.captures] == [True]
+        here.driver.calls.clear()
+        call()
+        assert here.driver.calls == [
+            "cuCtxPushCurrent_v2",
+            "cuGraphLaunch",
+            "cuStreamSynchronize",
+            "cuCtxPopCurrent_v2",
+        ]
+        np.testing.assert_array_equal(read(), X * 2)
+        assert here.driver.graphs == {}
+        assert len(here.driver.executables) == 1
+    assert here.driver.executables == {}
+    graphs_go_first = [c for c in here.driver.calls if c in ("cuGraphExecDestroy", "cuMemFree_v2")]
+    assert graphs_go_first[0] == "cuGraphExecDestroy"
+
+
+def test_cuda_graph_can_be_left_out(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt", cuda_graph=False) as session:
+        bound(session, {"x": X})[0]()
+        assert (session.captures[0].captured, session.captures[0].reason) == (False, "not asked for")
+    assert "cuStreamBeginCapture_v2" not in here.driver.calls
+
+
+@pytest.mark.parametrize(
+    ("traits", "reason"),
+    [
+        (
+            {"capture": "refused"},
+            "the runtime queues nothing while it is captured (a loop condition is read on the host)",
+        ),
+        ({"capture": "synchronizes"}, "cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
+        ({"capture": "empty"}, "nothing was queued on the stream while it was captured"),
+        ({"capture": "stale"}, "the replay of the captured graph gives other outputs"),
+        ({"sizes": True}, "tensors in host memory ('sizes') are read when a call is queued, not when it runs"),
+        ({"streamable": 1000}, "weights are streamed in while a call runs, which no graph can hold"),
+    ],
+)
+def test_refused_capture_is_said_and_the_call_runs_without(
+    machine: Any, tmp_path: Path, traits: dict[str, Any], reason: str
+) -> None:
+    here = machine(**traits)
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        call, read = bound(session, {"x": X})
+        assert (session.captures[0].captured, session.captures[0].reason) == (False, reason)
+        call()
+        np.testing.assert_array_equal(read(), X * 2)
+        assert here.driver.capturing == {}
+        assert here.driver.graphs == {}
+        assert here.driver.executables == {}
+
+
+def test_rtx_captures_by_itself(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx") as session:
+        bound(session, {"x": X})[0]()
+        assert session.captures[0].captured is None
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx", cuda_graph=False) as session:
+        bound(session, {"x": X})[0]()
+        assert session.captures[0].captured is False
+    asked = [[config.cuda_graph_strategy for config in engine.configs] for engine in here.trt.engines]
+    assert asked == [["disabled", "whole"], ["disabled", "disabled"]]
+    assert "cuStreamBeginCapture_v2" not in here.driver.calls
+
+
+def test_profile_that_covers_the_shapes_is_chosen(machine: Any, tmp_path: Path) -> None:
+    here = machine(rows=[(1, 1, 4), (2, 16, 32)])
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        for rows in (1, 32, 4, 2, 8):  # 4 is allowed by both and as far from 1 as from 16; 2 is nearer to 1
+            x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
+            np.testing.assert_array_equal(session.infer({"x": x})["double"], x * 2)
+        assert here.trt.engines[0].profiles_set == [1, 0, 1]
+        with pytest.raises(UsageError) as caught:
+            session.infer({"x": np.zeros((40, 3), np.float32)})
+    assert caught.value.what == (
+        "none of the engine's 2 profiles covers 'x' [40, 3]; "
+        "they allow 0: 'x' [1, 3] to [4, 3]; 1: 'x' [2, 3] to [32, 3]"
+    )
+
+
+def test_weight_budget_is_set_before_any_context(machine: Any, tmp_path: Path) -> None:
+    here = machine(streamable=1000)
+    for wanted, resident, budget in ((None, 250, 250), (400, 400, 400), (1000, None, 1000)):
+        with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt", weight_budget_bytes=wanted) as session:
+            assert session.resident_weight_bytes == resident
+            assert here.trt.engines[-1].weight_streaming_budget_v2 == budget
+    with pytest.raises(UsageError, match=r"a weight budget of 1,001 bytes \(allowed: 0 to 1,000\)"):
+        TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt", weight_budget_bytes=1001)
+    machine()
+    with pytest.raises(UsageError, match="was built without weight streaming"):
+        TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt", weight_budget_bytes=10)
+
+
+def test_stripped_plan_gets_its_weights_from_the_graph_beside_it(machine: Any, tmp_path: Path) -> None:
+    here = machine(stripped=True)
+    plan = fake_gpu.plan(tmp_path)
+    with pytest.raises(StageError, match=r"built without its weights, and there is no model\.onnx beside it"):
+        TensorRTSession(plan, package="tensorrt")
+    (tmp_path / "model.onnx").write_text("the graph")
+    with TensorRTSession(plan, package="tensorrt") as session:
+        np.testing.assert_array_equal(session.infer({"x": X})["double"], X * 2)
+    for content, message in (
+        ("other graph", "do not fit the engine: shape mismatch of 'w'"),
+        ("part", "lacks 2 weights"),
+    ):
+        (tmp_path / "model.onnx").write_text(content)
+        with pytest.raises(StageError, match=message):
+            TensorRTSession(plan, package="tensorrt")
+    assert here.driver.retained == 0
+
+
+def test_receipt_says_whether_a_plan_is_stripped(machine: Any, tmp_path: Path) -> None:
+    machine(stripped=True)
+    with pytest.raises(StageError, match="built without its weights"):
+        TensorRTSession(fake_gpu.plan(tmp_path, options={"strip_plan": True}), package="tensorrt")
+    machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path, options={"strip_plan": False}), package="tensorrt"):
+        pass
+
+
+def test_trace_has_one_event_a_layer(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        events = session.trace({"x": X})
+        before = len(here.driver.handles)
+        assert session.trace({"x": X}) == events
+        assert len(here.driver.handles) == before  # its context is gone again
+    assert [(e["name"], e["ph"], e["ts"], e["dur"]) for e in events] == [
+        ("conv", "X", 0.0, 250.0),
+        ("relu", "X", 250.0, 500.0),
+    ]
+
+
+def test_memory_and_transfers_are_told(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        assert session.device_memory_bytes == 0
+        session.infer({"x": X})
+        assert session.device_memory_bytes == 2 * X.nbytes
+        assert session.context_memory_bytes == 4096
+        times = session.transfers({"x": X})
+        assert (times.in_bytes, times.out_bytes) == (X.nbytes, X.nbytes)
+        assert min(times.in_pageable_ms, times.in_pinned_ms, times.out_pageable_ms, times.out_pinned_ms) > 0
+        assert here.driver.pinned == {}
+        assert session.device_memory_bytes == 2 * X.nbytes
+
+
 def test_real_bindings_have_every_name_that_the_fake_has() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx package")
     pairs = [
         (trt.ICudaEngine, fake_gpu.Engine),
         (trt.IExecutionContext, fake_gpu.Context),
         (trt.Runtime, fake_gpu.tensorrt().Runtime),
+        (trt.Refitter, fake_gpu.Refitter),
+        (trt.OnnxParserRefitter, fake_gpu.OnnxParserRefitter),
     ]
+    own = {"driver", "logger"}
     for real, fake in pairs:
-        for name in (name for name in vars(fake) if not name.startswith("_")):
+        for name in (name for name in vars(fake) if not name.startswith("_") and name not in own):
             assert hasattr(real, name), f"{real.__name__}.{name}"
     assert {m.name for m in fake_gpu.DataType} <= set(trt.DataType.__members__)
     assert set(fake_gpu.Mode.__members__) == set(trt.TensorIOMode.__members__)
     assert set(fake_gpu.Location.__members__) == set(trt.TensorLocation.__members__)
     assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
     assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")
+    assert {"DISABLED", "WHOLE_GRAPH_CAPTURE"} == set(trt.CudaGraphStrategy.__members__)
+    assert hasattr(trt.EngineStat, "STRIPPED_WEIGHTS_SIZE")
+    for name in ("profiler", "active_optimization_profile"):
+        assert hasattr(trt.IExecutionContext, name)
+    for name in ("streamable_weights_size", "weight_streaming_budget_v2", "device_memory_size_v2"):
+        assert hasattr(trt.ICudaEngine, name)
     assert hasattr(trt.TensorFormat, "LINEAR")
+
+
+def test_real_bindings_take_our_profiler() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx package")
+    times: list[tuple[str, float]] = []
+    profiler = layer_profiler(trt, times)
+    assert isinstance(profiler, trt.IProfiler)
+    profiler.report_layer_time("conv", 0.5)
+    assert as_events(times) == [{"name": "conv", "ph": "X", "ts": 0.0, "dur": 500.0, "args": {"layer": 0}}]
 
 
 def test_real_runtime_refuses_junk_through_our_logger() -> None:

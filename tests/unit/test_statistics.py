@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from optimizer.errors import MeasurementError
-from optimizer.measure.bootstrap import Ratio, interleaved_ratio, medians, separate_ratio
+from optimizer.measure.bootstrap import Ratio, _draw, block_length, interleaved_ratio, median, medians, separate_ratio
 from optimizer.measure.statistics import (
     Z,
     _resampled_means,
@@ -193,13 +193,14 @@ def rounds(rng: np.random.Generator, pace: float, drift: np.ndarray, calls: int)
 
 def test_drawing_rounds_covers_the_truth_and_drawing_single_calls_does_not() -> None:
     rng = np.random.default_rng(21)
-    trials, by_rounds, by_calls = 60, 0, 0
+    trials, by_rounds, by_calls = 30, 0, 0
     for _ in range(trials):
         base = rounds(rng, 3.0, rng.lognormal(0.0, 0.06, 24), 6)
         candidate = rounds(rng, 2.0, rng.lognormal(0.0, 0.06, 24), 6)
         low, high = interleaved_ratio(base, candidate).interval()
         by_rounds += low <= 1.5 <= high
-        low, high = interleaved_ratio(base.reshape(-1, 1), candidate.reshape(-1, 1)).interval()
+        single, drawn = base.reshape(-1, 1), _draw(base.size, 0)
+        low, high = percentiles(medians(single, drawn) / medians(candidate.reshape(-1, 1), drawn), 0.95)
         by_calls += low <= 1.5 <= high
     assert by_rounds / trials >= 0.88
     assert by_calls / trials < 0.85
@@ -239,3 +240,65 @@ def test_a_planted_slowdown_is_found_and_none_is_found_in_equals() -> None:
         false += interleaved_ratio(same, base).interval(0.99)[0] > 1.01
     assert found == 25
     assert false == 0
+
+
+def autoregressive(rng: np.random.Generator, count: int, correlation: float, sd: float) -> np.ndarray:
+    found = [rng.normal(0, sd)]
+    for _ in range(count - 1):
+        found.append(correlation * found[-1] + rng.normal(0, sd * np.sqrt(1 - correlation**2)))
+    return np.array(found)
+
+
+def test_rounds_that_resemble_the_one_before_are_drawn_in_runs() -> None:
+    rng = np.random.default_rng(3)
+    independent = [block_length(rng.normal(0, 1, 60)) for _ in range(50)]
+    related = [block_length(autoregressive(rng, 60, 0.8, 1.0)) for _ in range(50)]
+    assert np.median(independent) == 1
+    assert 5 <= np.median(related) <= 12
+    assert block_length(np.arange(5.0)) == 1  # too few to tell
+    assert block_length(np.ones(60)) == 1
+
+
+def test_drawn_runs_hold_as_many_rounds_and_every_round_as_often() -> None:
+    drawn = _draw(23, 0, 5)
+    assert (drawn.sum(axis=1) == 23).all()
+    assert drawn.mean(axis=0) == pytest.approx(np.ones(23), abs=0.1)
+
+
+@pytest.mark.parametrize(("count", "correlation", "least"), [(5, 0.0, 0.96), (20, 0.0, 0.97), (60, 0.8, 0.92)])
+def test_the_interval_that_judges_covers_with_few_rounds_and_with_related_ones(
+    count: int, correlation: float, least: float
+) -> None:
+    rng = np.random.default_rng(count)
+    trials, covered, by_percentiles = 40, 0, 0
+    for _ in range(trials):
+        shared = autoregressive(rng, count, 0.9, 0.03)
+        base, own = (
+            np.exp((shared + autoregressive(rng, count, correlation, 0.01))[:, None] + rng.normal(0, 0.01, (count, 5)))
+            for _ in range(2)
+        )
+        low, high = interleaved_ratio(own, base).interval(0.99)
+        covered += low <= 1 <= high
+        drawn = _draw(count, 0)
+        low, high = percentiles(medians(own, drawn) / medians(base, drawn), 0.99)
+        by_percentiles += low <= 1 <= high
+    assert covered / trials >= least
+    if correlation or count == 5:  # the twin: plain percentiles of single rounds
+        assert by_percentiles < covered
+
+
+def test_a_median_has_an_interval_that_covers_it() -> None:
+    rng = np.random.default_rng(9)
+    covered = 0
+    for _ in range(60):
+        low, high = median(rounds(rng, 3.0, rng.lognormal(0, 0.05, 30), 4)).interval()
+        covered += low <= 3.0 <= high
+    assert covered >= 54
+
+
+def test_few_blocks_widen_the_interval() -> None:
+    draws = np.random.default_rng(1).lognormal(0, 0.02, 2000)
+    many, few = Ratio(1.0, draws).interval(0.99), Ratio(1.0, draws, 4).interval(0.99)
+    assert few.low < many.low < 1 < many.high < few.high
+    assert Ratio(1.0, draws, 9).over(Ratio(1.0, draws, 4)).degrees == 4
+    assert Ratio(2.0, draws, 9).inverse().value == 0.5

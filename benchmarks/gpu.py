@@ -1,0 +1,259 @@
+"""PyTorch, onnxruntime and TensorRT on one GPU, side by side: numerics, latency, throughput, energy.
+
+    python benchmarks/gpu.py --json FILE [--models demo_cnn,resnet18] [--batches 1,8,64] [--only measure] [--quick]
+                             [--minutes N] [--work DIR] [--dry-run]
+
+ResNet-18, ViT-tiny and an encoder of BERT-base's size with drawn weights, and the demo's CNN. First it finds out which
+engines this GPU accepts; then it builds graphs and engines through our stages, and then measures each model at each
+batch: PyTorch eager in FP32, TF32 and FP16, captured as a CUDA graph, compiled; TensorRT-RTX and TensorRT in FP32, FP16
+and INT8 with and without a CUDA graph; onnxruntime on CUDA. All of a batch are timed interleaved in one process.
+SQNR is against eager float32 without TF32, on inputs that calibration did not see; the weights are not trained, so it
+says what precision does to these networks and nothing about accuracy.
+Every part runs in a process of its own and fails by itself; the JSON is written after each, and a second run goes on
+where the first one ended (parts that failed are tried again). --dry-run builds everything on a machine without a GPU;
+its --work folder, carried to a GPU host, spares it the building.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+MODELS = ("demo_cnn", "resnet18", "vit_tiny", "bert_base")
+KINDS = ("environment", "accepts", "build", "measure")
+BATCHES = (1, 8, 64)
+PACKAGES = ("tensorrt_rtx", "tensorrt")
+LONGEST_S = 1200.0  # of one part
+
+
+def parts(arguments: argparse.Namespace) -> list[str]:
+    """Return the names of all parts, in order: what tells most in the least time comes first."""
+    named = ["environment"]
+    named += [f"accepts/tensorrt_rtx/{capability}" for capability in _capabilities()]
+    named += [] if arguments.dry_run else ["accepts/tensorrt"]
+    for model in arguments.models:
+        named.append(f"build/{model}")
+        named += [] if arguments.dry_run else [f"measure/{model}/{batch}" for batch in arguments.batches]
+    return [part for part in named if part.partition("/")[0] in arguments.only]
+
+
+def _capabilities() -> list[str]:
+    """Return the compute capabilities that the installed tensorrt_rtx lists; none without it."""
+    try:
+        import tensorrt_rtx
+    except (ImportError, OSError):
+        return []
+    numbers = [name.removeprefix("SM") for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM")]
+    return [f"{number // 10}.{number % 10}" for number in sorted(int(number) for number in numbers)]
+
+
+def run_part(part: str, arguments: argparse.Namespace, document: dict[str, Any]) -> dict[str, Any]:
+    """Do one part; called in a process of its own."""
+    kind, _, rest = part.partition("/")
+    if kind == "environment":
+        return environment()
+    work = pathlib.Path(arguments.work)
+    if kind == "accepts":
+        package, _, capability = rest.partition("/")
+        return accepts(_builder(arguments, "demo_cnn"), package, capability or None, arguments.dry_run)
+    packages = chosen(document, arguments.capability if arguments.dry_run else None)
+    model, _, batch = rest.partition("/")
+    import gpu_build
+
+    if kind == "build":
+        return gpu_build.build(_builder(arguments, model), packages)
+    import gpu_measure
+
+    seconds = 0.3 if arguments.quick else 1.0
+    return gpu_measure.measure(work, model, gpu_build.feed(model, int(batch)), packages, seconds)
+
+
+def _builder(arguments: argparse.Namespace, model: str) -> Any:
+    from gpu_build import Builder
+
+    return Builder(pathlib.Path(arguments.work), model, 16 if arguments.quick else 64)
+
+
+def environment() -> dict[str, Any]:
+    """Return the machine and the versions behind every number."""
+    from optimizer.environment import environment as described
+    from optimizer.runtime import cuda, onnx, tensorrt
+
+    found = described().model_dump(mode="json")
+    found["missing"] = {
+        "gpu": cuda.missing(),
+        "onnxruntime": onnx.missing("cuda:0"),
+        **{package: tensorrt.missing(package, "cuda:0") for package in PACKAGES},
+    }
+    try:
+        import torch
+
+        here = torch.cuda.is_available()
+        found["torch_cuda"] = {"built_for": torch.version.cuda, "available": here}
+        if here:
+            major, minor = torch.cuda.get_device_capability()
+            found["torch_cuda"] |= {"capability": f"{major}.{minor}", "kernels_for": torch.cuda.get_arch_list()}
+    except ImportError as error:
+        found["torch_cuda"] = {"failed": str(error)}
+    return found
+
+
+def accepts(builder: Any, package: str, capability: str | None, dry: bool) -> dict[str, Any]:
+    """Build the demo's engine for a compute capability, and let this GPU open and execute it: its answer is kept."""
+    import gpu_build
+    import numpy as np
+    import torch
+
+    from optimizer.checkpoint import load_module
+    from optimizer.runtime.tensorrt import TensorRTSession
+
+    graph = builder.graphs()["fp32" if capability != "7.5" else "fp16"]  # 7.5 takes no float32 products
+    engine = builder.engine(package, "accepts", graph, capability)
+    answer: dict[str, Any] = {"built": True}
+    if dry:
+        return answer | {"accepted": None, "why": "--dry-run: not opened"}
+    given = gpu_build.feed("demo_cnn", 2)
+    judge = load_module(builder.module().path)
+    with torch.inference_mode():
+        expected = judge({"image": torch.from_numpy(given["image"])})["logits"].numpy()
+    try:
+        with TensorRTSession(engine.file, package=package) as session:  # type: ignore[arg-type]
+            found = session.infer(given)["logits"]
+    except Exception as error:  # the refusal is what was asked for
+        return answer | {"accepted": False, "why": f"{type(error).__name__}: {error}"[:600]}
+    right = bool(np.allclose(found, expected, atol=0.02 * np.abs(expected).max()))
+    return answer | {"accepted": True, "computes_the_same": right, "max_abs": float(np.abs(found - expected).max())}
+
+
+def chosen(document: dict[str, Any], given: str | None) -> dict[str, str | None]:
+    """Return the packages whose engines are accepted here, RTX with the newest compute capability that is.
+
+    `given`: nothing was opened, and RTX builds for this one.
+    """
+    if given:
+        return {"tensorrt_rtx": given} if _capabilities() else {}
+    answers = {part: row for part, row in document["parts"].items() if part.startswith("accepts/")}
+    right = [part.split("/") for part, row in answers.items() if row.get("computes_the_same")]
+    found: dict[str, str | None] = {}
+    for _, package, *capability in right:
+        best = capability[0] if capability else None
+        if best is not None and found.get(package) is not None:
+            best = max(best, str(found[package]), key=float)
+        found[package] = best
+    return found
+
+
+def in_a_child(part: str, arguments: argparse.Namespace, limit_s: float) -> dict[str, Any]:
+    """Run one part in a process of its own; a crash or a timeout is its result."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        answer = pathlib.Path(folder) / "answer.json"
+        command = [sys.executable, __file__, "--part", part, "--answer", str(answer), "--json", str(arguments.json)]
+        command += ["--work", str(arguments.work)] + ["--quick"] * arguments.quick
+        command += ["--capability", arguments.capability, *["--dry-run"] * arguments.dry_run]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
+            row = json.loads(answer.read_text()) if answer.is_file() else {}
+            if not row:
+                row = {"failed": f"exit {done.returncode}: {(done.stdout + done.stderr)[-1200:]}"}
+        except subprocess.TimeoutExpired:
+            row = {"failed": f"not finished after {limit_s:.0f} s"}
+    return row | {"wall_s": round(time.perf_counter() - begun, 1)}
+
+
+def show(part: str, row: dict[str, Any]) -> None:
+    """Print a part as a person reads it."""
+    if "failed" in row:
+        print(f"{part}: FAILED {row['failed']}", flush=True)
+        return
+    print(f"{part}: {row['wall_s']} s", flush=True)
+    if part.startswith("measure/"):
+        print(f"  {'candidate':<28}{'p50 ms':>9}{'+-':>7}{'items/s':>11}{'mJ/item':>9}{'SQNR dB':>9}")
+    for name, cells in row.items():
+        if isinstance(cells, dict) and "failed" in cells:
+            print(f"  {name:<28} failed: {cells['failed'][:160]}")
+        elif isinstance(cells, dict) and "latency" in cells:
+            low, high = cells["detail"]["p50_ci95"]
+            energy, sqnr = cells["energy"]["mj_per_item"], cells["sqnr_db"]
+            print(
+                f"  {name:<28}{cells['latency']['p50']:>9.3f}{(high - low) / 2:>7.3f}{cells['throughput']:>11.0f}"
+                f"{_number(energy, 2)}{_number(sqnr, 1)}"
+                f"{'' if cells['latency']['stable'] else '  unstable'}"
+            )
+        elif part.startswith(("build/", "accepts/")):
+            print(f"  {name:<28} {json.dumps(cells)[:160]}")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return f"{'' if value is None else f'{value:.{digits}f}':>9}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    listed = lambda text: tuple(text.split(","))  # noqa: E731
+    parser.add_argument("--json", type=pathlib.Path, required=True, help="results, written after every part")
+    parser.add_argument("--work", type=pathlib.Path, help="graphs and engines stay here (default: beside the JSON)")
+    parser.add_argument("--models", type=listed, default=MODELS)
+    parser.add_argument("--batches", type=lambda text: tuple(int(n) for n in text.split(",")), default=BATCHES)
+    parser.add_argument("--only", type=listed, default=KINDS, help=f"kinds of parts, of {', '.join(KINDS)}")
+    parser.add_argument("--quick", action="store_true", help="less calibration, a third of the measuring time")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no part after this time")
+    parser.add_argument("--dry-run", action="store_true", help="build everything on the CPU, measure nothing")
+    parser.add_argument("--capability", default="8.0", help="what --dry-run builds TensorRT-RTX engines for")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=pathlib.Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.work = arguments.work or arguments.json.with_suffix(".work")
+    for name, known in (("models", MODELS), ("only", KINDS)):
+        unknown = set(getattr(arguments, name)) - set(known)
+        if unknown:
+            parser.error(f"--{name}: {', '.join(sorted(unknown))} (allowed: {', '.join(known)})")
+    if not set(arguments.batches) <= set(range(1, 65)):
+        parser.error("--batches: the engines are built for 1 to 64")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    document: dict[str, Any] = {"date": datetime.date.today().isoformat(), "parts": {}}
+    if arguments.json.is_file():
+        document = json.loads(arguments.json.read_text())
+        if document.get("dry_run", False) and not arguments.dry_run:
+            document["parts"] = {}  # graphs and engines are found again in --work
+    if arguments.part:
+        row = run_part(arguments.part, arguments, document)
+        arguments.answer.write_text(json.dumps(row))
+        return
+    document |= {"dry_run": arguments.dry_run, "quick": arguments.quick}
+    begun = time.perf_counter()
+    for part in parts(arguments):
+        if part in document["parts"] and not _incomplete(document["parts"][part]):
+            continue
+        left = arguments.minutes * 60 - (time.perf_counter() - begun)
+        if left <= 0:
+            print(f"{part}: left out, --minutes {arguments.minutes:g} are over", flush=True)
+            continue
+        row = in_a_child(part, arguments, min(left + 60, LONGEST_S))
+        document["parts"][part] = row
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        show(part, row)
+
+
+def _incomplete(row: dict[str, Any]) -> bool:
+    """Is it to be done again? Where one candidate of a part failed, the part is done."""
+    return "failed" in row
+
+
+if __name__ == "__main__":
+    main()

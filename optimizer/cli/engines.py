@@ -1,0 +1,118 @@
+"""Engines on the screen: one by its layers; two by totals, then the layers that differ, most work first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from optimizer.cli.layers import layer_lines, tail
+
+_LAYERS = 20  # that multiply, and differ; --json has all
+_OTHERS = 8
+PARTS = ("totals", "layers", "others", "only_first", "only_second")
+
+
+def summary_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is in one engine: precision, and its layers in the order of their execution."""
+    yield f"precision of multiply-accumulates   {shares(document.get('precision', {}))}"
+    yield from (f"  ! {note}" for note in document.get("precision_notes", ()))
+    layers = document.get("layers", ())
+    moving = [layer["reformat"]["bytes"] for layer in layers if layer.get("reformat")]
+    size = None if None in moving else sum(moving)
+    also = f", of which move data only: {_moved(len(moving), size)}" if moving else ""
+    yield f"layers   {len(layers)}{also}, by {document['layers_from'].partition(' (')[0]}"
+    for layer in layers:
+        types = "/".join(sorted({tensor["type"] for tensor in (*layer["inputs"], *layer["outputs"])})) or "-"
+        why = f"   (moves data: {layer['reformat']['why']})" if layer.get("reformat") else ""
+        yield f"  {layer['kind']:<16} {types:<14} {', '.join(layer['onnx_nodes']) or layer['name']}{why}"
+    if document["nodes"]:
+        yield f"ONNX nodes that multiply   {len(document['nodes'])}"
+        yield from layer_lines(document["nodes"])
+
+
+def engine_lines(found: Mapping[str, Any], paths: Sequence[str]) -> Iterator[str]:
+    """Yield what differs between two engines; A is the first."""
+    if not found:
+        yield "nothing differs"
+        return
+    yield from (f"{letter}  {path}" for letter, path in zip("AB", paths, strict=True))
+    if "totals" in found:
+        yield from _totals(found["totals"])
+    layers = found.get("layers", ())
+    if layers:
+        yield f"layers that differ   {len(layers)}, {sum(row['share'] for row in layers):.1%} of the work"
+        yield from _rows(layers, _LAYERS)
+    others = found.get("others", ())
+    if others:
+        yield f"other nodes that differ   {len(others)}"
+        yield from _rows(others, _OTHERS)
+    for side, letter in (("only_first", "A"), ("only_second", "B")):
+        if side in found:
+            count = len(found[side])
+            yield f"only in {letter}   {count} node{'s' * (count > 1)}: {_operators(found[side])}"
+
+
+def _totals(totals: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        ("plan", [f"{size:,} bytes" if size is not None else "no plan" for size in totals["bytes"]]),
+        ("precision of MACs", [shares(found) for found in totals["precision"]]),
+        ("kernels", [str(count) for count in totals["kernels"]]),
+        ("that only move data", list(map(_moved, totals["reformats"], totals["reformat_bytes"]))),
+    ]
+    if None not in totals["time_ms"]:
+        rows.append(("kernel time", [f"{time:.3f} ms" for time in totals["time_ms"]]))
+    wide = max(len(cells[0]) for _, cells in rows)
+    yield f"{'':<19}  {'A':<{wide}}  B"
+    for name, (first, second) in rows:
+        yield f"{name:<19}  {first:<{wide}}  {second}"
+
+
+def _rows(rows: Sequence[Mapping[str, Any]], most: int) -> Iterator[str]:
+    """Yield a line for each layer, or for all layers of one operator that differ alike."""
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault((row["operator"] or "-", "; ".join(_words(row))), []).append(row)
+    groups = sorted(alike.items(), key=lambda item: -sum(row["macs"] for row in item[1]))
+    shown = [(_names([row["name"] for row in group], 2), *key, group) for key, group in groups[:most]]
+    name, operator = (max(len(line[part]) for line in shown) for part in (0, 1))
+    for names, kind, words, group in shown:
+        share = f"  {sum(row['share'] for row in group):>6.1%}" if rows[0]["macs"] else ""
+        yield f"  {names:<{name}}  {kind:<{operator}}{share}  {words}"
+    if len(groups) > most:
+        yield f"  ... and {sum(len(group) for _, group in groups[most:])} more (--json has all)"
+
+
+def _words(row: Mapping[str, Any]) -> Iterator[str]:
+    first, second = row["precision"]
+    yield first if first == second else f"{first} -> {second}"
+    kernels = row["kernels"]
+    if len(kernels[0]) != len(kernels[1]):
+        yield f"{len(kernels[0])} -> {len(kernels[1])} kernels"
+    elif kernels[0] != kernels[1]:
+        yield f"{'+'.join(kernels[0])} -> {'+'.join(kernels[1])}"
+    for side, letter in (("fused_only_first", "A"), ("fused_only_second", "B")):
+        if row[side]:
+            yield f"fused with {_names(row[side])} in {letter} only"
+    if "time_ms" in row:
+        yield f"{row['time_ms'][0]:.3f} -> {row['time_ms'][1]:.3f} ms"
+
+
+def _names(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(map(tail, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _operators(nodes: Sequence[Mapping[str, str]]) -> str:
+    counts = Counter(node["operator"] for node in nodes)
+    if "" in counts:
+        return _names([node["name"] for node in nodes])
+    return ", ".join(f"{count} {operator}" for operator, count in counts.most_common())
+
+
+def _moved(count: int, size: int | None) -> str:
+    return str(count) + (f" ({size:,} bytes)" if size else "")
+
+
+def shares(found: Mapping[str, float]) -> str:
+    """Word the share of each precision."""
+    return ", ".join(f"{name} {share:.1%}" for name, share in found.items()) or "unknown"

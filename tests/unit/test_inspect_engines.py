@@ -1,0 +1,206 @@
+"""inspect A B over two engines: totals, then what differs by layer, joined by the ONNX nodes behind the kernels."""
+
+import json
+
+import onnx
+import pytest
+from test_inspect import engine, graph, show
+from test_inspect_layers import named
+
+from optimizer.cli.engines import engine_lines
+from optimizer.graph.difference import difference
+from optimizer.graph.engine_difference import engine_difference
+from optimizer.graph.inspect import inspect
+
+
+def kernel(kind, nodes, types, **more):
+    """A layer that reads the first type and writes the last one."""
+    read, write = types.split(">")
+    sides = {side: [{"tensor": side, "type": t, "format": t}] for side, t in (("inputs", read), ("outputs", write))}
+    return {"name": more.pop("name", f"{kind}_0"), "kind": kind, "onnx_nodes": list(nodes), **sides} | more
+
+
+def layer(node, module, operator, macs, delivered):
+    return {"node": node, "module": module, "operator": operator, "macs": macs, "requested": delivered} | {
+        "delivered": delivered,
+        "reason": "",
+    }
+
+
+OPERATORS = {"conv": "Conv", "relu": "Relu", "pool": "MaxPool", "fc": "Gemm"}
+
+
+def float_engine():
+    return {
+        "kind": "engine",
+        "path": "a/engine.json",
+        "bytes": 2_500_000,
+        "precision": {"fp32": 1.0},
+        "layers": [
+            kernel("kgen", [], "Float>Float", name="__myl_Move_myl0_0", time_ms=0.05),
+            kernel("correlation", ["conv", "relu"], "Float>Float", time_ms=0.5),
+            kernel("maxpool", ["pool"], "Float>Float", time_ms=0.2),
+            kernel("gemm", ["fc"], "Float>Float", time_ms=0.25),
+        ],
+        "nodes": [layer("conv", "stem.conv", "Conv", 900, "fp32"), layer("fc", "head", "Gemm", 100, "fp32")],
+        "graph_nodes": OPERATORS,
+    }
+
+
+def int8_engine():
+    return {
+        "kind": "engine",
+        "path": "b/engine.json",
+        "bytes": 1_400_000,
+        "precision": {"fp32": 0.1, "int8": 0.9},
+        "layers": [
+            kernel("kgen", ["q"], "Float>Int8", time_ms=0.03),
+            kernel("correlation", ["node_1", "dq"], "Int8>Float", time_ms=0.2),
+            kernel("kgen", ["relu", "node_1"], "Float>Int8", time_ms=0.05),
+            kernel("maxpool", ["pool"], "Int8>Float", time_ms=0.1),
+            kernel("gemm", ["fc"], "Float>Float", time_ms=0.25),
+        ],
+        # Another export gave the convolution another name.
+        "nodes": [layer("node_1", "stem.conv", "Conv", 900, "int8"), layer("fc", "head", "Gemm", 100, "fp32")],
+        "graph_nodes": {**OPERATORS, "node_1": "Conv", "q": "QuantizeLinear", "dq": "DequantizeLinear"},
+    }
+
+
+def test_the_screen_of_two_engines():
+    found = difference(float_engine(), int8_engine())
+    assert list(engine_lines(found, ["a", "b"])) == [
+        "A  a",
+        "B  b",
+        "                     A                B",
+        "plan                 2,500,000 bytes  1,400,000 bytes",
+        "precision of MACs    fp32 100.0%      fp32 10.0%, int8 90.0%",
+        "kernels              4                5",
+        "that only move data  1                0",
+        "kernel time          1.000 ms         0.630 ms",
+        "layers that differ   1, 90.0% of the work",
+        "  stem.conv  Conv   90.0%  fp32 -> int8; 1 -> 2 kernels; 0.500 -> 0.250 ms",
+        "other nodes that differ   1",
+        "  relu  Relu  fp32 -> int8; correlation -> kgen; 0.500 -> 0.050 ms",
+        "only in B   2 nodes: 1 QuantizeLinear, 1 DequantizeLinear",
+    ]
+
+
+def test_all_of_it_is_in_json():
+    found = engine_difference(float_engine(), int8_engine())
+    assert found["totals"]["kernels"] == [4, 5]
+    assert found["layers"] == [
+        {
+            "name": "stem.conv",
+            "operator": "Conv",
+            "macs": 900,
+            "share": 0.9,
+            "precision": ["fp32", "int8"],
+            "kernels": [["correlation"], ["correlation", "kgen"]],
+            "fused_only_first": [],
+            "fused_only_second": [],
+            "time_ms": [0.5, 0.25],
+        }
+    ]
+    assert found["only_second"] == [
+        {"name": "q", "operator": "QuantizeLinear"},
+        {"name": "dq", "operator": "DequantizeLinear"},
+    ]
+
+
+def test_fusion_is_told_of_nodes_that_both_have():
+    apart = float_engine()
+    apart["layers"][1:2] = [kernel("correlation", ["conv"], "Float>Float"), kernel("kgen", ["relu"], "Float>Float")]
+    found = engine_difference(float_engine(), apart)
+    assert [row["name"] for row in found["layers"]] == ["stem.conv"]
+    assert (found["layers"][0]["fused_only_first"], found["layers"][0]["fused_only_second"]) == (["relu"], [])
+    lines = list(engine_lines(found, ["a", "b"]))
+    assert "  stem.conv  Conv   90.0%  fp32; fused with relu in A only" in lines
+    assert not any("kernel time" in line for line in lines)  # one side has none
+
+
+def test_one_difference_is_nothing_twice():
+    assert engine_difference(int8_engine(), int8_engine()) == {}
+    assert list(engine_lines({}, ["a", "b"])) == ["nothing differs"]
+
+
+def test_layers_that_differ_alike_share_a_line_and_the_odd_one_stands_out():
+    def many(kind, odd):
+        document = float_engine()
+        names = [f"layer{i}" for i in range(30)]
+        document["layers"] = [kernel("gemm", [n], f"{kind}>{odd if n == 'layer7' else kind}") for n in names]
+        kinds = {"Float": "fp32", "Half": "fp16"}
+        document["nodes"] = [layer(n, "", "Gemm", 10, kinds[odd if n == "layer7" else kind]) for n in names]
+        return document
+
+    lines = list(engine_lines(engine_difference(many("Float", "Float"), many("Half", "Float")), ["a", "b"]))
+    assert lines[-1] == "  layer0, layer1 and 27 more  Gemm   96.7%  fp32 -> fp16"
+    different = many("Half", "Half")
+    different["layers"][7]["kind"] = "kgen"
+    lines = list(engine_lines(engine_difference(many("Float", "Float"), different), ["a", "b"]))
+    assert lines[-1] == "  layer7                      Gemm    3.3%  fp32 -> fp16; gemm -> kgen"
+
+
+def test_engines_without_their_graph_are_compared_by_types(tmp_path):
+    half = {"inputs": [{"tensor": "image", "type": "Half", "format": "Linear"}], "onnx_nodes": ["conv"]}
+    half["outputs"] = [{"tensor": "y", "type": "Half", "format": "Linear"}]
+    first, second = engine(tmp_path / "a"), engine(tmp_path / "b", layer=half, version="1.8")
+    assert show(first, second).splitlines()[2:] == [
+        "                     A            B",
+        "plan                 1,000 bytes  1,000 bytes",
+        "precision of MACs    fp32 100.0%  fp32 100.0%",
+        "kernels              1            1",
+        "that only move data  0            0",
+        "other nodes that differ   1",
+        "  conv  -  fp32 -> fp16",
+        "only in A   1 node: relu",
+        "version: 1.7.1 -> 1.8",
+    ]
+    assert json.loads(show(first, second, "--json"))["others"][0]["precision"] == ["fp32", "fp16"]
+    assert show(first, first) == "nothing differs\n"
+
+
+def test_an_engine_of_a_run_has_modules_and_moved_bytes(tmp_path):
+    moves = {"name": "__myl_Move_myl0_1", "kind": "kgen", "onnx_nodes": []}
+    tensor = {"tensor": "image", "type": "Float", "shape": [-1, 3, 8, 8]}
+    moves |= {"inputs": [tensor | {"format": "NCHW"}], "outputs": [tensor | {"format": "NHWC"}]}
+    folder = engine(tmp_path / "e", onnx_sha256="ab" * 32)
+    receipt = json.loads((folder / "engine.json").read_text())
+    receipt["layers"].insert(0, moves)
+    (folder / "engine.json").write_text(json.dumps(receipt))
+    (tmp_path / "graphs").mkdir()
+    named(graph(tmp_path / "graphs" / ("ab" * 8) / "model.onnx"), "stem.conv")
+    document = inspect(folder)
+    assert [row["modules"] for row in document["layers"]] == [[], ["stem.conv"]]
+    size = 2 * 4 * 3 * 8 * 8 * 4  # read and written, batch 4, float32
+    assert document["layers"][0]["reformat"] == {"why": "layout", "bytes": size}
+    lines = show(folder).splitlines()
+    assert f"layers   2, of which move data only: 1 ({size:,} bytes), by engine.json" in lines
+    assert "  kgen             Float          __myl_Move_myl0_1   (moves data: layout)" in lines
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_plan_itself_is_read_where_a_gpu_opens_it(tmp_path, monkeypatch, opens):
+    from optimizer.errors import StageError
+
+    folder = engine(tmp_path / "e", onnx_sha256="ab" * 32, layer={"time_ms": 0.25})
+    (tmp_path / "graphs").mkdir()
+    path = named(graph(tmp_path / "graphs" / ("ab" * 8) / "model.onnx"), "stem.conv")
+    onnx.checker.check_model(onnx.load(path))
+
+    def read(plan, package):
+        assert (plan.name, package) == ("engine.plan", "tensorrt_rtx")
+        if not opens:
+            raise StageError("the plan does not open here")
+        return [kernel("CaskConvolution", ["conv"], "Half>Half", name="conv_1")]
+
+    monkeypatch.setattr("optimizer.graph.inspect.missing", lambda package, device: None)
+    monkeypatch.setattr("optimizer.graph.inspect.read_plan", read)
+    document = inspect(folder)
+    assert [row["time_ms"] for row in document["layers"]] == [0.25]  # measured when it was built
+    if opens:
+        assert document["layers_from"] == "the plan"
+        assert document["precision"] == {"fp16": 1.0}
+        assert document["nodes"][0]["delivered"] == "fp16"
+    else:
+        assert document["layers_from"] == "engine.json (the plan does not open here)"
+        assert document["precision"] == {"fp32": 1.0}

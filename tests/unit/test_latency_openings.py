@@ -1,0 +1,142 @@
+"""Candidates opened several times: where their memory happens to lie is part of what is measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from latency_clock import FEED, Clock, Quiet, Runner
+
+from optimizer.measure import latency
+from optimizer.measure.bootstrap import Ratio, interleaved_ratio, median
+from optimizer.measure.latency import LatencySession, measure_openings
+from optimizer.measure.series import Series
+from optimizer.measure.verdict import difference
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr(latency, "time", fake)
+    return fake
+
+
+class Openings:
+    """Opens a base of 1 ms and another that is as fast as `paces` says of each opening; opening takes `seconds`."""
+
+    def __init__(self, clock: Clock, paces: list[float], seconds: float = 0.0) -> None:
+        self.clock, self.paces, self.seconds = clock, paces, seconds
+        self.opened = self.closed = 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[Mapping[str, Any]]:
+        self.clock.now += round(self.seconds * 1e9)
+        pace = self.paces[self.opened]
+        self.opened += 1
+        yield {
+            "base": Runner("base", self.clock, [], lambda _: 1.0),
+            "own": Runner("own", self.clock, [], lambda _: pace),
+        }
+        self.closed += 1
+
+
+def measured(
+    openings: Openings, seconds: float = 1.0, progress: Callable[[int, int], None] = lambda done, total: None
+) -> LatencySession:
+    return measure_openings(openings, {4: FEED}, baseline="base", seconds=seconds, progress=progress, watch=Quiet())
+
+
+def test_six_openings_share_the_budget_and_the_shape_of_turns(clock: Clock) -> None:
+    openings = Openings(clock, [1.0, 1.9, 1.0, 1.0, 1.0, 1.0])
+    found = measured(openings)
+    assert (openings.opened, openings.closed) == (6, 6)
+    assert len(found.series["own"][4].openings) == 6
+    assert sum(found.series["own"][4].openings) == len(found.series["own"][4].rounds_ms)
+    assert 2.0 < clock.now / 1e9 < 3.6
+    assert found.series["own"][4].detail()["openings"] == 6
+    assert len(found.surroundings[4]["stretches"]) == 6
+    assert found.surroundings[4]["rounds"] == sum(found.series["own"][4].openings)
+    assert found.series["own"][4].warmup >= 6 * 10
+
+
+def test_no_two_openings_have_the_same_order_of_turns(clock: Clock) -> None:
+    log: list[str] = []
+
+    class Logged(Openings):
+        @contextlib.contextmanager
+        def __call__(self) -> Iterator[Mapping[str, Any]]:
+            self.opened += 1
+            log.append("|")
+            yield {name: Runner(name, self.clock, log, lambda _: 9.0) for name in ("base", "own", "c", "d")}
+
+    measured(Logged(clock, []), seconds=0.3)
+    parts = "".join(name[0] for name in log).split("|")[1:]
+    ends = [part[-32:] for part in parts]
+    assert len(set(ends)) == 6
+
+
+def test_what_takes_long_to_open_is_opened_once(clock: Clock) -> None:
+    openings = Openings(clock, [1.0], seconds=0.6)
+    found = measured(openings)
+    assert openings.opened == 1
+    assert found.series["own"][4].detail()["openings"] == 1
+    assert len(found.series["own"][4].rounds_ms) >= 20
+
+
+def test_an_opening_that_happens_to_be_slow_is_no_difference(clock: Clock) -> None:
+    """One opening alone would have called it."""
+    paces = [1.03, 0.98, 1.0, 1.01, 0.985, 1.0]
+    found = measured(Openings(clock, paces)).difference("own", 4)
+    assert found is not None
+    assert found.kind == "undecided"
+    alone = measured(Openings(clock, paces[:1], seconds=9.0)).difference("own", 4)
+    assert alone is not None
+    assert alone.kind == "slower"
+
+
+def test_a_slowdown_of_every_opening_is_found(clock: Clock) -> None:
+    found = measured(Openings(clock, [1.05, 1.06, 1.045, 1.05, 1.055, 1.05])).difference("own", 4)
+    assert found is not None
+    assert found.kind == "slower"
+
+
+def test_progress_grows_over_the_openings(clock: Clock) -> None:
+    told: list[tuple[int, int]] = []
+    measured(Openings(clock, [1.0] * 6), progress=lambda *now: told.append(now))
+    assert told == sorted(told)
+    assert {total for _, total in told} == {600}
+    assert told[-1][0] >= 590
+
+
+def test_drawing_openings_covers_the_truth_where_rounds_alone_do_not() -> None:
+    rng = np.random.default_rng(6)
+    trials, by_openings, by_rounds, found = 25, 0, 0, 0
+    for _ in range(trials):
+        drift = rng.lognormal(0, 0.01, 60)[:, None]
+        base, own = (
+            drift * np.repeat(rng.lognormal(0, 0.008, 6), 10)[:, None] * rng.lognormal(0, 0.01, (60, 4))
+            for _ in range(2)
+        )
+        ratio = interleaved_ratio(own, base, openings=(10,) * 6)
+        low, high = ratio.interval(0.99)
+        by_openings += low <= 1 <= high
+        low, high = interleaved_ratio(own[:10], base[:10]).interval(0.99)
+        by_rounds += low <= 1 <= high
+        found += difference(Ratio(1.05 * ratio.value, 1.05 * ratio.draws, ratio.degrees)).kind == "slower"
+    assert by_openings / trials >= 0.97
+    assert by_rounds / trials < 0.85
+    assert found / trials >= 0.9
+
+
+def test_openings_of_unequal_length_are_drawn_and_an_empty_one_is_left_out() -> None:
+    samples = np.random.default_rng(0).lognormal(0, 0.05, (12, 5))
+    found = median(samples, openings=(2, 7, 3))
+    assert found.degrees == 2
+    assert found.interval()[0] < np.median(samples) < found.interval()[1]
+    disturbed = (True, True, *(False,) * 10)
+    series = Series(samples, 0, disturbed, (2, 7, 3))
+    assert series.counted_openings == (7, 3)
+    assert Series(samples, 0).counted_openings == ()

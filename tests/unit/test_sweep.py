@@ -1,0 +1,221 @@
+"""The curve over batches and over runners at once: decided with intervals, and no failure hides the others."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from child_runners import ScriptedRunner, onnx_runner
+
+from optimizer.errors import MeasurementError, StageError, UsageError
+from optimizer.measure.concurrency import measure_concurrency
+from optimizer.measure.series import Series
+from optimizer.measure.sweep import (
+    Point,
+    calls_needed,
+    choose_best,
+    doubled_batches,
+    percentile_interval,
+    sweep,
+)
+from optimizer.runner import Runner
+from optimizer.runtime.session import Array, Feed, Session
+
+
+def feed_of(batch: int) -> Feed:
+    return {"x": np.ones((batch, 16), np.float32)}
+
+
+class Costly(Session):
+    """A call takes 3 ms and 0.5 ms an item, asleep; above batch 8 there is no memory."""
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        return {}
+
+    def bind(self, feed: Feed) -> Callable[[], None]:
+        batch = len(feed["x"])
+        if batch > 8:
+            raise StageError("out of memory", hint="use a smaller batch")
+
+        return lambda: time.sleep(0.003 + 0.0005 * batch)
+
+
+class CostlyRunner(ScriptedRunner):
+    def open(self) -> Session:
+        return Costly()
+
+
+def test_the_best_batch_is_the_fastest_that_holds_the_budget() -> None:
+    curve = sweep(CostlyRunner, feed_of, (1, 4, 8, 16), seconds=0.15, budget_ms=100.0, percentile=50)
+    assert curve.best == 8
+    assert [point.held for point in curve.points.values()] == ["holds"] * 3
+    assert curve.failed == {16: "failed at batch 16: out of memory"}
+    assert curve.reasons[-1] == "failed at batch 16: out of memory"
+    document = curve.to_json()
+    assert document["best_batch"] == 8
+    assert list(document["points"]) == ["1", "4", "8"]
+    json.dumps(document, allow_nan=False)
+
+
+def test_a_batch_beyond_the_budget_is_not_best() -> None:
+    """The twin: the same runner, a budget below what batch 8 takes."""
+    curve = sweep(CostlyRunner, feed_of, (1, 8), seconds=0.15, budget_ms=5.5, percentile=50)
+    assert curve.points[8].held == "broken"
+    assert curve.best in (1, None)  # None only where the machine was so busy that batch 1 took twice its time
+
+
+def test_no_batch_that_runs_is_an_error() -> None:
+    with pytest.raises(MeasurementError) as caught:
+        sweep(CostlyRunner, feed_of, (16, 32), seconds=0.1)
+    assert caught.value.render() == (
+        "measure.sweep: no batch can run: failed at batch 16: out of memory; failed at batch 32: out of memory"
+    )
+
+
+def test_a_failure_while_timing_names_the_batch() -> None:
+    with pytest.raises(MeasurementError) as caught:
+        sweep(lambda: ScriptedRunner(fails_at=4), feed_of, (4,), seconds=0.1)
+    assert caught.value.render() == "measure.sweep: failed at batch 4: no kernel for this sample"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"percentile": 95}, "measure.sweep.percentile: percentile 95 is not measured; it may be 50, 90 or 99"),
+        ({"batches": (0, 1)}, "measure.sweep.batches: batches [0, 1] hold none, or one below 1"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sweep(CostlyRunner, feed_of, **({"batches": (1,), "seconds": 0.1} | arguments))
+    assert caught.value.render() == said
+
+
+@pytest.mark.parametrize(
+    ("most", "least", "expected"), [(1, 1, (1,)), (6, 1, (1, 2, 4, 6)), (8, 1, (1, 2, 4, 8)), (16, 4, (4, 8, 16))]
+)
+def test_batches_double_up_to_the_profiles_largest(most: int, least: int, expected: tuple[int, ...]) -> None:
+    assert doubled_batches(most, least) == expected
+
+
+def point(
+    batch: int, ms: float, held: Any, ci95: tuple[float, float | None] = (0.0, 0.0), noise: float = 0.01
+) -> Point:
+    rounds = ms * np.exp(np.random.default_rng(batch).normal(0, noise, (40, 10)))
+    series = Series(rounds, 1)
+    return Point(batch, series.latency(), 1000 * batch / ms, ms, ci95, held, rounds)
+
+
+def test_an_undecided_batch_is_named_and_never_best() -> None:
+    points = {8: point(8, 5.0, "holds"), 16: point(16, 9.9, "undecided", (9.5, 10.4)), 32: point(32, 20.0, "broken")}
+    best, reasons = choose_best(points, 10.0, 99)
+    assert best == 8
+    assert reasons == (
+        "batch 8: 1600 items per second with p99 5 ms <= 10 ms",
+        "batch 16 is undecided: p99 9.9 ms (9.5 to 10.4) against 10 ms",
+    )
+
+
+def test_an_undecided_batch_that_is_slower_anyway_is_not_mentioned() -> None:
+    points = {8: point(8, 5.0, "holds"), 16: point(16, 14.0, "undecided", (9.5, 15.0))}
+    assert choose_best(points, 10.0, 99) == (8, ("batch 8: 1600 items per second with p99 5 ms <= 10 ms",))
+
+
+def test_of_batches_that_samples_cannot_tell_apart_the_smaller_is_best() -> None:
+    points = {8: point(8, 5.0, "holds"), 16: point(16, 9.97, "holds"), 1: point(1, 2.0, "holds")}
+    best, reasons = choose_best(points, 10.0, 99)
+    assert best == 8
+    assert reasons == (
+        "batch 8: 1600 items per second with p99 5 ms <= 10 ms; batch 16 is not certainly faster by more than 1%",
+    )
+
+
+def test_a_batch_that_is_clearly_faster_is_best_though_larger() -> None:
+    """The twin of the two above."""
+    assert choose_best({8: point(8, 5.0, "holds"), 16: point(16, 9.0, "holds")}, 10.0, 99)[0] == 16
+
+
+def test_no_batch_that_holds_leaves_none_best() -> None:
+    undecided = {4: point(4, 1.0, "undecided", (0.9, None))}
+    assert choose_best(undecided, 1.5, 99) == (
+        None,
+        (
+            "no batch is known to hold p99 <= 1.5 ms",
+            "batch 4 is undecided: p99 1 ms from 400 calls, which have no upper bound; 368 are needed",
+        ),
+    )
+
+
+@pytest.mark.parametrize(("percentile", "calls"), [(50, 6), (90, 36), (99, 368)])
+def test_a_percentile_needs_calls_beyond_it(percentile: int, calls: int) -> None:
+    share = percentile / 100
+    assert calls_needed(percentile) == calls
+    assert share**calls <= 0.025 < share ** (calls - 1)
+
+
+@pytest.mark.parametrize(("shape", "percentile", "z"), [((40, 25), 99, 2.3263), ((40, 5), 90, 1.2816)])
+def test_the_interval_of_a_percentile_covers_it(shape: tuple[int, int], percentile: int, z: float) -> None:
+    rng, truth = np.random.default_rng(5), math.exp(0.3 * z)
+    hits = 0
+    for _ in range(40):
+        _, found = percentile_interval(np.exp(rng.normal(0, 0.3, shape)), percentile)
+        hits += found.low <= truth <= found.high
+    assert hits >= 33  # 38 of 40 are expected; fewer than 33 come once in 200 times at 95 %
+
+
+def test_too_few_calls_have_no_upper_bound() -> None:
+    calls = np.exp(np.random.default_rng(1).normal(0, 0.3, (36, 10)))
+    assert percentile_interval(calls, 99)[1].high == math.inf
+    assert percentile_interval(calls, 90)[1].high < math.inf
+
+
+def test_runners_at_once_share_the_threads(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def open_runner(threads: int) -> Runner:
+        asked.append(threads)
+        return onnx_runner(tmp_path)
+
+    onnx_runner(tmp_path)
+    one, two = measure_concurrency(open_runner, feed_of(2), (1, 2), threads=2, seconds=0.2)
+    assert (one.workers, one.threads, two.workers, two.threads) == (1, 2, 2, 1)
+    assert asked[1:4] == [2, 1, 1]  # after the probe, a runner of two threads, then two of one
+    assert one.batch == 2
+    assert one.calls > 10
+    low, high = two.passes_items_per_second
+    assert low <= two.items_per_second <= high
+    assert one.p50_ms <= one.p90_ms <= one.p99_ms
+
+
+def test_two_that_sleep_do_twice_as_much() -> None:
+    """5 ms of sleep a call: throughput doubles with two at once and latency stays; the numbers are those of sums."""
+    one, two = measure_concurrency(
+        lambda threads: ScriptedRunner(seconds=0.005), feed_of(1), (1, 2), threads=2, seconds=0.4
+    )
+    assert two.items_per_second == pytest.approx(2 * one.items_per_second, rel=0.25)
+    assert one.items_per_second == pytest.approx(190, rel=0.25)
+    assert two.p50_ms == pytest.approx(one.p50_ms, rel=0.25)
+
+
+def test_a_worker_that_fails_leaves_nobody_waiting() -> None:
+    begun = time.monotonic()
+    with pytest.raises(MeasurementError) as caught:
+        measure_concurrency(
+            lambda threads: ScriptedRunner(seconds=0.001, fails_at=3), feed_of(1), (2,), threads=2, seconds=0.2
+        )
+    assert caught.value.render() == "scripted on cpu, 2 at once: failed: no kernel for this sample"
+    assert time.monotonic() - begun < 10
+
+
+def test_more_workers_than_threads_are_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        measure_concurrency(lambda threads: ScriptedRunner(), feed_of(1), (1, 4), threads=2, seconds=0.1)
+    assert caught.value.render() == (
+        "measure.concurrency: 4 workers on 2 threads would wait for each other\n  threads: 4   or at most 2 workers"
+    )
