@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimizer.errors import StageError, UsageError
+from optimizer.errors import MissingToolError, StageError, UsageError
 from optimizer.runtime.cuda_graph import Capture
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.onnx_providers import CPU, CUDA, TENSORRT, profile_options, require
@@ -34,7 +34,9 @@ class TensorrtProviderSession(OnnxSession):
         profile: Mapping[str, Sequence[Sequence[int]]] | None = None,
     ) -> None:
         if device == "cpu":
-            raise UsageError(f"{TENSORRT} executes on an NVIDIA GPU", where="device cpu", hint="pass --device cuda:0")
+            raise MissingToolError(
+                f"{TENSORRT} executes on an NVIDIA GPU", where="device cpu", hint="pass --device cuda:0"
+            )
         self._profile = profile or {}
         super().__init__(path, device=device, threads=threads)
 

@@ -212,8 +212,9 @@ class Engine(Stage, ABC):
         if absent:
             return absent
         built_for = json.loads((output.path / RECEIPT).read_text(encoding="utf-8"))["compute_capabilities"]
-        if not _serves_here(built_for):
-            return f"the engine is for compute capability {', '.join(built_for)}, and the GPU here has another"
+        here = _capability()
+        if built_for and here not in built_for:
+            return f"the engine is for compute capability {', '.join(built_for)}, and the GPU here has {here}"
         return TensorRTSession(output.file, package=self.package, device="cuda:0")
 
 
@@ -221,21 +222,22 @@ def _kernels(built: Mapping[str, Any], plan: Path) -> list[dict[str, Any]]:
     """Return the engine's layers: by the engine inspector where a GPU opens the plan, else by the builder's log."""
     from optimizer.runtime.tensorrt import missing
 
-    if missing(built["package"], "cuda:0") is not None or not _serves_here(built["compute_capabilities"]):
+    built_for = built["compute_capabilities"]
+    if missing(built["package"], "cuda:0") is not None or (built_for and _capability() not in built_for):
         return list(built["layers"])
     from optimizer.graph.engine_inspector import read_plan
 
     return read_plan(plan, built["package"])
 
 
-def _serves_here(capabilities: list[str]) -> bool:
-    """Return whether an engine for these compute capabilities opens on the first GPU; none listed: the one present."""
+def _capability() -> str:
+    """Return the compute capability of the first GPU."""
     from optimizer.runtime.cuda import Cuda
 
     gpu = Cuda(0)
     here = gpu.compute_capability
     gpu.close()
-    return not capabilities or here in capabilities
+    return here
 
 
 def _check_delivered(receipt: Receipt, precision: str, at_least: float, where: str) -> None:

@@ -103,6 +103,8 @@ def test_fp32_engine_for_two_capabilities_with_its_receipt(bench):
     layer_rows = receipt.pop("layers")
     version = receipt.pop("version")
     assert version.startswith("1.")
+    assert receipt.pop("compute_capability_receipts") == {"8.6": {"fp32": 1.0}, "8.9": {"fp32": 1.0}}
+    assert receipt.pop("reformats")["layers"] == 2
     assert receipt == {
         "schema_version": 1,
         "package": "tensorrt_rtx",

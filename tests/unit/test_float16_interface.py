@@ -69,7 +69,9 @@ def test_integer_inputs_stay_what_they_are(tmp_path: Path) -> None:
 
 
 def test_an_output_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
-    source = model("g (float[batch, 8] x) => (float[batch, 8] y) { a = MatMul(x, w) y = Mul(a, w) }", w=np.eye(8) * 300)
+    source = model(
+        "g (float[batch, 8] x) => (float[batch, 8] y) { a = MatMul(x, w) y = MatMul(a, w) }", w=np.eye(8) * 300
+    )
     onnx.save(source, tmp_path / "source.onnx")
     x = normal(16, 8)
     x[0, 0] = 1.0

@@ -106,7 +106,7 @@ PLANTED: dict[str, tuple[str, Arrays, float, dict[str, str]]] = {
         ),
         {"w": W, "small": np.float32(1e-7), "big": np.float32(1e4)},
         1.0,
-        {"down": "is as small as 9.2e-08 (rms)", "mid": "is as small as"},
+        {"down": "(rms) on calibration data", "mid": "is as small as"},
     ),
     "whole numbers that need their digits": (
         "[in] a = MatMul(x, eye) [mod] b = Sub(a, base) [out] y = MatMul(b, w) }",
