@@ -250,7 +250,7 @@ def test_runners_say_what_is_missing(graph: Path) -> None:
         sentence = OnnxRuntimeTensorRTRunner.missing("cuda:0") or ""
         assert f"has no {TENSORRT}" in sentence
         assert "install onnxruntime-gpu" in sentence
-    with pytest.raises(UsageError, match="executes on an NVIDIA GPU"):
+    with pytest.raises(MissingToolError, match="executes on an NVIDIA GPU"):
         TensorrtProviderSession(graph, device="cpu")
     with pytest.raises(UsageError, match="the CPU has no CUDA graphs"):
         CudaGraphSession(graph, device="cpu")
