@@ -14,7 +14,18 @@ from optimizer.runtime.session import Array
 BINS = 4096
 # Values binned at a time: the scaled copies stay in the processor's cache.
 _BLOCK = 1 << 16
+_APART = 2  # neighbours among values that have no sign; bins of all of them stay below 2**15
 _SMALLEST_EXPONENT = -125  # 2**-126 is the smallest normal float32; what lies below counts as zero
+
+
+class CountingRoom:
+    """Memory for counting a block: fresh memory for each tensor would take longer than the arithmetic."""
+
+    def __init__(self, size: int = _BLOCK) -> None:
+        self.scaled = np.empty(size)
+        self.bins = np.empty(size, np.int16)
+        self.places = np.empty(size, np.intp)
+        self.apart = (np.arange(size) % _APART * BINS).astype(np.int16)
 
 
 class RunningHistogram:
@@ -30,15 +41,17 @@ class RunningHistogram:
         self.exponent = _SMALLEST_EXPONENT
         self.counts: npt.NDArray[np.int64] = np.zeros(2 * BINS, dtype=np.int64)
 
-    def fold(self, values: Array) -> bool:
-        """Count `values` (floating point, any shape); return False, and count nothing, if any is NaN or infinite."""
+    def fold(self, values: Array, room: CountingRoom | None = None) -> bool:
+        """Count `values` (floating point, any shape); return False, and count nothing, if any is NaN or infinite.
+
+        `room` is what the calling thread keeps from one call to the next.
+        """
         flat = values.reshape(-1)
+        room = room or CountingRoom(min(_BLOCK, flat.size))
         before = (self.minimum, self.maximum, self.exponent, self.counts.copy())
-        # Fresh memory for each block would take longer than the arithmetic.
-        places = np.empty(min(_BLOCK, flat.size), np.intp)
-        room = np.empty(len(places))
-        for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK]
+        step = -(-flat.size // max(1, -(-flat.size // _BLOCK))) or 1  # blocks of one size: each costs some, too
+        for start in range(0, flat.size, step):
+            block = flat[start : start + step]
             low, high = float(block.min()), float(block.max())
             if not (math.isfinite(low) and math.isfinite(high)):
                 self.minimum, self.maximum, self.exponent, self.counts = before
@@ -46,27 +59,29 @@ class RunningHistogram:
             self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
             if largest := max(-low, high):  # zeros fall into the same bin whatever the range
                 self._grow(math.frexp(largest)[1])
-            self._count(block, low, room, places)
+            self._count(block, low, room)
         return True
 
-    def _count(self, block: Array, low: float, room: npt.NDArray[np.float64], places: npt.NDArray[np.intp]) -> None:
+    def _count(self, block: Array, low: float, room: CountingRoom) -> None:
         # A power of two between 1 and 2**126 scales float32 exactly; magnitudes beyond 4,096 go by way of float64.
         kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
-        scaled = room.view(kind)[: block.size]
+        scaled = room.scaled.view(kind)[: block.size]
+        bins, places = room.bins[: block.size], room.places[: block.size]
         np.multiply(block, kind(BINS * 2.0**-self.exponent), out=scaled, dtype=kind)
-        # Becoming whole numbers, below, rounds towards zero.
+        # Becoming whole numbers rounds towards zero. By way of int16 both conversions are vector instructions.
         if low < 0:
             np.floor(scaled, out=scaled)
-            np.add(scaled, kind(BINS), out=scaled)  # exact: whole numbers up to 8,192
-            np.copyto(places[: block.size], scaled, casting="unsafe")
-            self.counts += np.bincount(places[: block.size], minlength=2 * BINS)
+            np.copyto(bins, scaled, casting="unsafe")
+            np.add(bins, BINS, out=bins)
+            np.copyto(places, bins)
+            self.counts += np.bincount(places, minlength=2 * BINS)
             return
-        np.copyto(places[: block.size], scaled, casting="unsafe")
-        # Of a Relu's result half is zero: each increment of the one bin would wait for the one before it. Every other
-        # value is counted in bins of its own.
-        bins = places[: block.size]
-        bins[1::2] += BINS
-        self.counts[BINS:] += np.bincount(bins, minlength=2 * BINS).reshape(2, BINS).sum(axis=0)
+        np.copyto(bins, scaled, casting="unsafe")
+        # Of a Relu's result half is zero: each increment of the one bin would wait for the one before it. Neighbours
+        # are counted in bins of their own.
+        np.add(bins, room.apart[: block.size], out=bins)
+        np.copyto(places, bins)
+        self.counts[BINS:] += np.bincount(places, minlength=_APART * BINS).reshape(_APART, BINS).sum(axis=0)
 
     @property
     def total(self) -> int:

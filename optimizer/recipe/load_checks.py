@@ -43,5 +43,5 @@ def _scenario(scenario: Scenario, asked: LoadGen, problems: Problems) -> None:
     try:
         ScenarioSettings(scenario, **asked.model_dump())
     except UsageError as error:
-        hint = f": {' and '.join(error.hint.splitlines())}" if error.hint else ""
+        hint = f", e.g. {', '.join(error.hint.splitlines())}" if error.hint else ""
         problems.cross(("measure", "scenario"), f"{error.what}{hint}")
