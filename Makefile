@@ -37,8 +37,9 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# Files go to workers whole, because tests of a file share what they built; threads inside them would only wait.
 check: $(VENV)/.installed $(DEMO)/checkpoint.safetensors
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache $(DEMO)/checkpoint.safetensors

@@ -19,7 +19,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ MODELS = ("demo_cnn", "resnet18", "vit_tiny", "bert_base")
 KINDS = ("environment", "accepts", "build", "measure")
 BATCHES = (1, 8, 64)
 PACKAGES = ("tensorrt_rtx", "tensorrt")
+CURRENT = "current"  # no compute capability by number, but that of the GPU here: asked, and not measured further
 LONGEST_S = 1200.0  # of one part
 
 
@@ -40,7 +43,8 @@ def parts(arguments: argparse.Namespace) -> list[str]:
     """Return the names of all parts, in order: what tells most in the least time comes first."""
     named = ["environment"]
     named += [f"accepts/tensorrt_rtx/{capability}" for capability in _capabilities()]
-    named += [] if arguments.dry_run else ["accepts/tensorrt"]
+    if not arguments.dry_run:
+        named += [f"accepts/tensorrt_rtx/{CURRENT}"] * bool(_capabilities()) + ["accepts/tensorrt"]
     for model in arguments.models:
         named.append(f"build/{model}")
         named += [] if arguments.dry_run else [f"measure/{model}/{batch}" for batch in arguments.batches]
@@ -71,11 +75,13 @@ def run_part(part: str, arguments: argparse.Namespace, document: dict[str, Any])
     import gpu_build
 
     if kind == "build":
-        return gpu_build.build(_builder(arguments, model), packages)
+        return gpu_build.build(_builder(arguments, model), packages) | {"packages": packages}
     import gpu_measure
 
     seconds = 0.3 if arguments.quick else 1.0
-    return gpu_measure.measure(work, model, gpu_build.feed(model, int(batch)), packages, seconds)
+    given = gpu_build.feed(model, int(batch))
+    rows = gpu_measure.measure(work, model, given, packages, seconds)
+    return rows | {"packages": packages, "quick": arguments.quick}
 
 
 def _builder(arguments: argparse.Namespace, model: str) -> Any:
@@ -118,7 +124,10 @@ def accepts(builder: Any, package: str, capability: str | None, dry: bool) -> di
     from optimizer.runtime.tensorrt import TensorRTSession
 
     graph = builder.graphs()["fp32" if capability != "7.5" else "fp16"]  # 7.5 takes no float32 products
-    engine = builder.engine(package, "accepts", graph, capability)
+    if capability == CURRENT:
+        plan = gpu_build.for_this_gpu(graph.file, builder.folder / CURRENT)
+    else:
+        plan = builder.engine(package, "accepts", graph, capability).file
     answer: dict[str, Any] = {"built": True}
     if dry:
         return answer | {"accepted": None, "why": "--dry-run: not opened"}
@@ -127,7 +136,7 @@ def accepts(builder: Any, package: str, capability: str | None, dry: bool) -> di
     with torch.inference_mode():
         expected = judge({"image": torch.from_numpy(given["image"])})["logits"].numpy()
     try:
-        with TensorRTSession(engine.file, package=package) as session:  # type: ignore[arg-type]
+        with TensorRTSession(plan, package=package) as session:  # type: ignore[arg-type]
             found = session.infer(given)["logits"]
     except Exception as error:  # the refusal is what was asked for
         return answer | {"accepted": False, "why": f"{type(error).__name__}: {error}"[:600]}
@@ -143,7 +152,7 @@ def chosen(document: dict[str, Any], given: str | None) -> dict[str, str | None]
     if given:
         return {"tensorrt_rtx": given} if _capabilities() else {}
     answers = {part: row for part, row in document["parts"].items() if part.startswith("accepts/")}
-    right = [part.split("/") for part, row in answers.items() if row.get("computes_the_same")]
+    right = [part.split("/") for part, row in answers.items() if row.get("computes_the_same") and CURRENT not in part]
     found: dict[str, str | None] = {}
     for _, package, *capability in right:
         best = capability[0] if capability else None
@@ -161,13 +170,23 @@ def in_a_child(part: str, arguments: argparse.Namespace, limit_s: float) -> dict
         command = [sys.executable, __file__, "--part", part, "--answer", str(answer), "--json", str(arguments.json)]
         command += ["--work", str(arguments.work)] + ["--quick"] * arguments.quick
         command += ["--capability", arguments.capability, *["--dry-run"] * arguments.dry_run]
+        said = pathlib.Path(folder) / "output"
+        with said.open("wb") as stream:  # a file: whatever else still holds a pipe would keep this process waiting
+            child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                ended: int | None = child.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                ended = None
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)  # and with it what it started
+                    child.wait()
+        # The answer is written last: one that is there counts, whatever became of the process after it.
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
-            row = json.loads(answer.read_text()) if answer.is_file() else {}
-            if not row:
-                row = {"failed": f"exit {done.returncode}: {(done.stdout + done.stderr)[-1200:]}"}
-        except subprocess.TimeoutExpired:
-            row = {"failed": f"not finished after {limit_s:.0f} s"}
+            row: dict[str, Any] = json.loads(answer.read_text())
+        except (OSError, ValueError):
+            tail = said.read_text(errors="replace")[-1200:]
+            row = {"failed": f"not finished after {limit_s:.0f} s" if ended is None else f"exit {ended}: {tail}"}
     return row | {"wall_s": round(time.perf_counter() - begun, 1)}
 
 
@@ -237,7 +256,8 @@ def main() -> None:
     document |= {"dry_run": arguments.dry_run, "quick": arguments.quick}
     begun = time.perf_counter()
     for part in parts(arguments):
-        if part in document["parts"] and not _incomplete(document["parts"][part]):
+        packages = chosen(document, arguments.capability if arguments.dry_run else None)
+        if part in document["parts"] and not _incomplete(part, document["parts"][part], packages, arguments.quick):
             continue
         left = arguments.minutes * 60 - (time.perf_counter() - begun)
         if left <= 0:
@@ -250,9 +270,17 @@ def main() -> None:
         show(part, row)
 
 
-def _incomplete(row: dict[str, Any]) -> bool:
-    """Is it to be done again? Where one candidate of a part failed, the part is done."""
-    return "failed" in row
+def _incomplete(part: str, row: dict[str, Any], packages: dict[str, str | None], quick: bool) -> bool:
+    """Is it to be done again? Where one candidate of a part failed, the part is done; not where all of them did.
+
+    Nor where other engines are accepted by now, or where it was measured in haste and time is there.
+    """
+    if "failed" in row:
+        return True
+    if part.startswith("measure/"):
+        timed = any(isinstance(cells, dict) and "latency" in cells for cells in row.values())
+        return not timed or row.get("packages") != packages or (bool(row.get("quick")) and not quick)
+    return part.startswith("build/") and row.get("packages") != packages
 
 
 if __name__ == "__main__":

@@ -140,6 +140,43 @@ class Builder:
         return self.run(engine_name(package, precision, capability), stage, {"graph": graph})
 
 
+def for_this_gpu(graph: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Return a plan that TensorRT-RTX builds for the GPU here, whichever it is: our stages ask for numbers alone.
+
+    Raises: RuntimeError with what it logged.
+    """
+    import tensorrt_rtx as trt
+
+    said: list[str] = []
+
+    class Errors(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind11 refuses super()
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                said.append(message)
+
+    logger = Errors()
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+    plan = None
+    if parser.parse_from_file(str(graph)):
+        fixed = tuple(network.get_input(0).shape)[1:]
+        profile.set_shape(network.get_input(0).name, *((batch, *fixed) for batch in (1, 8, LARGEST)))
+        config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RuntimeError(f"no engine for the GPU here: {' | '.join(said)[:600] or 'it logged no reason'}")
+    folder.mkdir(exist_ok=True)
+    (folder / "engine.plan").write_bytes(plan)
+    return folder / "engine.plan"
+
+
 def build(builder: Builder, packages: Mapping[str, str | None]) -> dict[str, Any]:
     """Build everything of a model; `packages`: name -> compute capability. An engine that fails is a row of its own."""
     graphs = builder.graphs()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from gpu_build import INTERFACES, PRECISIONS, engine_name
 
-from optimizer.errors import OptimizerError
+from optimizer.errors import MeasurementError, OptimizerError
 from optimizer.measure.energy import energy_mj_per_item
 from optimizer.measure.latency import measure_latency
+from optimizer.measure.surroundings import Watch
 from optimizer.runtime.session import Session
 
 BASELINE = "eager_fp32"
@@ -44,6 +45,9 @@ class Torch:
         return [t.half() if self.half and t.is_floating_point() else t for t in tensors]
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self.how == "graphed":  # what is timed is judged: the replay, not eager
+            self._graphed(self._given(feed))()
+            return self.held[1].float().cpu().numpy()  # type: ignore[no-any-return]
         self._flags()
         with self.torch.inference_mode():
             return self.called(*self._given(feed)).float().cpu().numpy()  # type: ignore[no-any-return]
@@ -73,7 +77,8 @@ class Torch:
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self.held = self.module(*given)
+                answer = self.module(*given)
+        self.held = given, answer  # a graph names their memory and does not keep it
         torch.cuda.synchronize()
         replay, synchronize = graph.replay, torch.cuda.synchronize
 
@@ -172,10 +177,9 @@ def measure(
                 raise RuntimeError(f"{BASELINE} failed, so nothing can be judged")
             call = candidate.bind(given)
             call()
-            error = answer - reference
             rows[name] = {
-                "sqnr_db": None if name == BASELINE else sqnr_db(reference, answer),
-                "max_abs": float(np.abs(error).max()),
+                "sqnr_db": None if name == BASELINE else _finite(sqnr_db(reference, answer)),
+                "max_abs": _finite(float(np.abs(answer - reference).max())),
                 "open_s": round(time.perf_counter() - begun, 2),
                 "note": candidate.note,
             }
@@ -183,16 +187,51 @@ def measure(
             bound[name] = Once(call)
         except Exception as error:  # a candidate that fails is a result, not the end of the run
             rows[name] = {"failed": f"{type(error).__name__}: {error}"[:600]}
+    timed(bound, rows, batch, given, seconds)
     if BASELINE in bound:
-        session = measure_latency(
-            bound, {batch: given}, baseline=BASELINE, seconds=seconds, progress=lambda done, total: None
-        )
-        for name, row in session.to_json().items():
-            rows[name] |= row[str(batch)]
         for name, once in bound.items():
             rows[name] |= energy(once.call, batch, seconds)
         rows["transfers"] = transfers(kept, given)
     return rows
+
+
+def timed(
+    bound: dict[str, Once],
+    rows: dict[str, dict[str, Any]],
+    batch: int,
+    given: Mapping[str, np.ndarray],
+    seconds: float,
+) -> None:
+    """Time all that are bound, interleaved; one that fails leaves `bound` and says why, and the others start anew."""
+    while BASELINE in bound:
+        try:
+            with Watch(device="cuda:0") as watch:
+                session = measure_latency(
+                    bound,
+                    {batch: given},
+                    baseline=BASELINE,
+                    seconds=seconds,
+                    progress=lambda done, total: None,
+                    watch=watch,
+                )
+        except (OptimizerError, RuntimeError) as error:
+            said = f"{type(error).__name__}: {error}"[:600]
+            culprit = str(error.where) if isinstance(error, MeasurementError) else ""
+            if culprit not in bound:  # of nobody in particular: answers are kept, there are no times
+                rows["timing"] = {"failed": said}
+                return
+            rows[culprit]["failed"] = said
+            del bound[culprit]
+            continue
+        for name, row in session.to_json().items():
+            rows[name] |= row[str(batch)]
+        rows["surroundings"] = dict(session.surroundings[batch])
+        return
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: without an error the ratio is null, as it is where an answer is not finite."""
+    return value if value is not None and np.isfinite(value) else None
 
 
 def energy(call: Callable[[], None], batch: int, seconds: float) -> dict[str, Any]:
@@ -208,7 +247,10 @@ def transfers(kept: list[Any], given: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return the time of the copies in and out, measured on the first of our sessions."""
     for candidate in kept:
         if isinstance(candidate, Opened) and hasattr(candidate.session, "transfers"):
-            found = candidate.session.transfers(given)
+            try:
+                found = candidate.session.transfers(given)
+            except (OptimizerError, RuntimeError) as error:  # the times of this part are kept
+                return {"failed": f"{type(error).__name__}: {error}"[:300]}
             if found is not None:
                 return dataclasses.asdict(found)
     return {"left_out": "none of our sessions opened on a GPU"}

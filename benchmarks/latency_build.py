@@ -39,13 +39,13 @@ class Pictures(Samples):
     """Generated pictures `start` to `start + count`."""
 
     def __init__(self, start: int, count: int) -> None:
-        self.start, self.count = start, count
+        self.start, self.length = start, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return Sample({"image": picture(self.start + index)}, 0, f"picture {self.start + index}")
 

@@ -131,11 +131,12 @@ def in_two_processes(model: pathlib.Path, batch: int, seconds: float) -> dict[st
             told = ["--seconds", str(seconds), "--batch", str(batch), "--model", str(model), "--rounds", str(file)]
             subprocess.run([sys.executable, __file__, *told], check=True)
             with np.load(file) as arrays:
-                sides.append({name: arrays[name] for name in (BASE, *PLANTED)})
+                sides.append({name: arrays[name] for name in (BASE, *PLANTED, "openings")})
     before, after = sides
     found = {}
     for name in PLANTED:
-        change = change_between((before["equal"], before[BASE]), (after[name], after[BASE]), BASE)
+        openings = (before["openings"].tolist(), after["openings"].tolist())
+        change = change_between((before["equal"], before[BASE]), (after[name], after[BASE]), BASE, openings)
         by_yardstick, by_clock = change.judge()
         # As `optimize compare` convicts: slower both by the clock and against the yardstick.
         kind = by_yardstick.kind
@@ -244,7 +245,10 @@ def main() -> None:
     if arguments.rounds:
         timed = session(arguments.model, arguments.batch, arguments.seconds)
         np.savez(
-            arguments.rounds, allow_pickle=False, **{n: s[arguments.batch].counted_ms for n, s in timed.series.items()}
+            arguments.rounds,
+            allow_pickle=False,
+            **{n: s[arguments.batch].counted_ms for n, s in timed.series.items()},
+            openings=np.array(timed.series[BASE][arguments.batch].counted_openings, dtype=int),
         )
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,7 @@ _START = (
     "from optimizer.isolated import _serve\n"
     "_serve(request)\n"
 )
+_HOME = str(Path(__file__).absolute().parent.parent)
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("std::bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory", "OutOfMemory")
 _NO_MEMORY = ("std::bad_alloc", "Cannot allocate memory", "Arena alloc failed")  # other words for a MemoryError
@@ -78,7 +79,8 @@ def run_isolated(
                     "function": function,
                     "arguments": dict(arguments),
                     "response": str(response),
-                    "search_path": [str(Path(entry).absolute()) for entry in sys.path],
+                    # This package first: other packages append folders that hold an optimizer.py of their own.
+                    "search_path": [_HOME, *(str(Path(entry).absolute()) for entry in sys.path)],
                     "memory_bytes": memory_bytes,
                     "parent": os.getpid(),
                 }

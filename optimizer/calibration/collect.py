@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Lock
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
 
 from optimizer.calibration.batching import Fit, fitting_batches
-from optimizer.calibration.histogram import RunningHistogram
+from optimizer.calibration.histogram import CountingRoom, RunningHistogram
 from optimizer.calibration.noise import NoiseTest
 from optimizer.calibration.reading import stand_ins
 from optimizer.data.samples import Array, Batch, Samples
@@ -54,6 +55,7 @@ class Collected:
     varied: bool = field(default=False)
     noise: dict[str, NoiseTest] = field(default_factory=dict)
     locks: dict[str, Lock] = field(default_factory=dict)
+    rooms: SimpleQueue[CountingRoom] = field(default_factory=SimpleQueue)  # one for each worker
 
     @property
     def where(self) -> str:
@@ -99,10 +101,12 @@ def collect(
     _add_outputs(model, read)
     cores = len(os.sched_getaffinity(0))
     workers = min(cores, _MOST_WORKERS)
+    for _ in range(workers):
+        collected.rooms.put(CountingRoom())
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
-        with OnnxSession(path, threads=cores // workers) as session, ThreadPoolExecutor(workers) as pool:
+        with _Reading(path, threads=cores // workers) as session, ThreadPoolExecutor(workers) as pool:
             fixed = fixed_batch(session.inputs)
             fit = Fit(BATCH, _BUDGET_BYTES // workers)
             pending: deque[Future[None]] = deque()
@@ -123,6 +127,12 @@ def collect(
     _check_complete(collected, len(samples))
     collected.histograms = {name: collected.histograms[standing[name]] for name in tensors}
     return collected
+
+
+class _Reading(OnnxSession):
+    """A session most of whose tensors are outputs: each takes its memory as it is needed, less of it and warmer."""
+
+    memory_pattern: ClassVar[bool] = False
 
 
 def refuse_noise(collected: Collected) -> None:
@@ -165,16 +175,20 @@ def _fold(session: OnnxSession, batch: Batch, feed: dict[str, Array], collected:
         held = sum(outputs[name].nbytes for name in collected.histograms if name in outputs)
     finally:
         fit.took(batch, held)  # whatever happened: another thread waits for it
-    for name, histogram in collected.histograms.items():
-        values = feed[name] if name in feed else outputs.pop(name)
-        with collected.locks[name]:
-            finite = histogram.fold(values)
-        if not finite:
-            raise StageError(
-                f"activation '{name}' becomes NaN or infinite on {_culprits(values, batch)}",
-                where=collected.where,
-                hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
-            )
+    room = collected.rooms.get()
+    try:
+        for name, histogram in collected.histograms.items():
+            values = feed[name] if name in feed else outputs.pop(name)
+            with collected.locks[name]:
+                finite = histogram.fold(values, room)
+            if not finite:
+                raise StageError(
+                    f"activation '{name}' becomes NaN or infinite on {_culprits(values, batch)}",
+                    where=collected.where,
+                    hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
+                )
+    finally:
+        collected.rooms.put(room)
 
 
 def _fill(array: Array, missing: int) -> Array:
@@ -185,10 +199,10 @@ def _fill(array: Array, missing: int) -> Array:
 def _check_inputs(batch: Batch, collected: Collected) -> None:
     for name, array in batch.inputs.items():
         collected.noise.setdefault(name, NoiseTest()).fold(array)
-        if array.dtype.kind != "f":
+        # Extremes show what is not finite, and need no memory of their own.
+        if array.dtype.kind != "f" or not array.size or np.isfinite([array.min(), array.max()]).all():
             continue
-        bad = [i for i, row in enumerate(array) if not np.isfinite(row).all()]
-        if bad:
+        if bad := [i for i, row in enumerate(array) if not np.isfinite(row).all()]:
             raise StageError(
                 f"input '{name}' holds NaN or infinite values",
                 where=f"{collected.where}, sample {batch.identities[bad[0]]}",

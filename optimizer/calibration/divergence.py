@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 # Magnitudes of symmetric int8, and values of uint8.
 MAGNITUDES, VALUES = 128, 256
 # Candidates examined at a time: their levels stay in the processor's cache.
-_BLOCK = 256
+_BLOCK = 64
 _ROUNDS = 2
 # Of discrete values (pixels, counts) the bins between are empty and any threshold represents what it keeps exactly: the
 # divergence, in which all that is clipped counts as one bin, is zero for it. So no more than this share is clipped.
@@ -54,13 +54,13 @@ def best_pair(counts: Floats, zero: int) -> tuple[int, int]:
         merged = best_pair(padded.reshape(-1, 2).sum(axis=1), (zero + 1) // 2)
         return 2 * merged[0], 2 * merged[1]
     for _ in range(_ROUNDS):
-        before = (below, above)
+        before = below
         if above:
             above = _best_side(counts[zero - below :], below)
         if below:
             below = _best_side(counts[: zero + above][::-1], above)
-        if (below, above) == before or not (below and above):
-            break  # settled, or one-sided: there is nothing to settle with
+        if below == before or not (below and above):
+            break  # what it says of `above` is known, or one-sided: there is nothing to settle with
     return below, above
 
 
@@ -89,21 +89,27 @@ def divergences(counts: Floats, candidates: Ints, levels: int) -> Floats:
     for start in range(0, len(candidates), _BLOCK):
         bins = candidates[start : start + _BLOCK]
         # The first bin j with floor(j * levels / i) >= g: g * i / levels, rounded up.
-        edges = -(-steps * bins[:, None] // levels)
-        kept = np.diff(sums[edges], axis=1)
-        spread = np.diff(in_use[edges], axis=1)
+        edges = (steps * bins[:, None] + (levels - 1)) // levels
+        kept = _differences(sums.take(edges))
+        spread = _differences(in_use.take(edges))
         clipped = total - sums[bins]
         outermost = counts[bins - 1]
         # What is clipped fills the outermost bin of P, which is then in use whether it was or not.
         spread[:, -1] += (outermost == 0) & (clipped > 0)
-        reference = kept.copy()
-        reference[:, -1] += clipped
         with np.errstate(divide="ignore", invalid="ignore"):  # log 0: infinite, as it should be
-            cross = np.where(reference > 0, reference * np.log(kept / spread), 0.0).sum(axis=1)
+            logarithms = np.log(np.divide(kept, spread, out=spread), out=spread)
+            reference = kept
+            reference[:, -1] += clipped
+            cross = np.multiply(reference, logarithms, out=logarithms)
+            cross[reference <= 0] = 0.0
             own = logs[bins - 1] + _x_log_x(outermost + clipped)
-            found[start : start + _BLOCK] = (own - cross) / total - np.log(total) + np.log(sums[bins])
+            found[start : start + _BLOCK] = (own - cross.sum(axis=1)) / total - np.log(total) + np.log(sums[bins])
     # Where nothing is kept at all, there is no distribution to speak of.
     return np.where(np.isfinite(found), found, np.inf)
+
+
+def _differences(rows: Floats) -> Floats:
+    return np.asarray(rows[:, 1:] - rows[:, :-1])
 
 
 def _x_log_x(values: Floats) -> Floats:

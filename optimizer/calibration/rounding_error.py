@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 MAGNITUDES, VALUES = 127, 255
 # Candidates of the first look and of the second, which lies between the neighbours of the first one's best.
 _COARSE, _FINE = 256, 32
+# Candidates examined at a time: their levels stay in the processor's cache.
+_BLOCK = 32
 _ROUNDS = 2
 
 
@@ -62,11 +64,11 @@ def best_pair(counts: Floats, zero: int) -> tuple[float, float]:
     below, above = max(zero - float(filled[0]), 0.0), max(float(filled[-1]) + 1 - zero, 0.0)
     lowest, highest = below, above
     for _ in range(_ROUNDS):
-        before = (below, above)
+        before = below
         above = _search(highest, partial(unsigned_errors, sums, below))
         below = _search(lowest, partial(unsigned_errors, sums, above=above))
-        if (below, above) == before or not (below and above):
-            break  # settled, or one-sided: there is nothing to settle with
+        if below == before or not (below and above):
+            break  # what it says of `above` is known, or one-sided: there is nothing to settle with
     return below, above
 
 
@@ -94,6 +96,11 @@ class _Sums(NamedTuple):
 
 def errors(sums: _Sums, steps: Floats, lowest: Floats, levels: int) -> Floats:
     """Return the error of each candidate: levels `lowest` .. `lowest + levels` times its step."""
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(steps), _BLOCK)]
+    return np.concatenate([_errors(sums, steps[block], lowest[block], levels) for block in blocks])
+
+
+def _errors(sums: _Sums, steps: Floats, lowest: Floats, levels: int) -> Floats:
     top = (lowest + levels) * steps
     edges = steps[:, None] * (lowest[:, None] + np.arange(1, levels + 1) - 0.5)
     places = np.clip(edges + sums.zero, 0.0, len(sums.counts))

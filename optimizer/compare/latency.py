@@ -11,7 +11,7 @@ import numpy as np
 from optimizer.compare.result import Check, Finding
 from optimizer.compare.stored import AbsentError, Pair, percent
 from optimizer.gate import judge_speedup
-from optimizer.measure.bootstrap import Ratio, interleaved_ratio, separate_ratio
+from optimizer.measure.bootstrap import Openings, Ratio, interleaved_ratio, separate_ratio
 from optimizer.measure.statistics import SEED, Floats
 from optimizer.measure.verdict import TOLERANCE, Difference, difference
 from optimizer.results import CandidateReport, Speedup
@@ -54,19 +54,26 @@ class Change:
         return difference(self.best, tolerance=self.tolerance), difference(self.raw, tolerance=self.tolerance)
 
 
-def change_between(before: tuple[Floats, Floats | None], after: tuple[Floats, Floats | None], stick: str) -> Change:
+def change_between(
+    before: tuple[Floats, Floats | None],
+    after: tuple[Floats, Floats | None],
+    stick: str,
+    openings: Openings = ((), ()),
+) -> Change:
     """Compare two sessions; each is the rounds of the candidate and of its yardstick, named `stick`, or None.
 
+    `openings` counts the rounds of each opening, before and after; see `interleaved_ratio`.
     Divide each side by the yardstick's latency in its own session, where there is one: drift that both saw cancels.
     Shapes: [rounds, calls] each, as many rounds for a candidate as for its yardstick.
     Source: duet benchmarking, Bulej et al. 2020, ICPE; sessions as a level of variation, Kalibera and Jones 2013, ISMM.
     """
     first, second = before[0], after[0]
-    raw = separate_ratio(second, first)
+    raw = separate_ratio(second, first, openings=openings[::-1])
     base, base_after = before[1], after[1]
     if base is None or base_after is None:
         return Change(raw)
-    now, then = interleaved_ratio(second, base_after, SEED), interleaved_ratio(first, base, SEED + 1)
+    now = interleaved_ratio(second, base_after, SEED, openings[1])
+    then = interleaved_ratio(first, base, SEED + 1, openings[0])
     return Change(raw, now.over(then), stick, float(np.median(base_after) / np.median(base)))
 
 
@@ -149,12 +156,15 @@ def _change(pair: Pair, batch: str) -> Change:
     if np.array_equal(first, second):  # the very same measurement
         return Change(Ratio(1.0, np.ones(2)))
     stick = _yardstick(pair)
+    openings = pair.before.openings(batch), pair.after.openings(batch)
+    if any(found and sum(found) != len(rounds) for found, rounds in zip(openings, (first, second), strict=True)):
+        raise AbsentError("latency.npz has openings of other rounds")
     if stick is None or stick.name == pair.name or not _both_timed(stick, batch):
-        return change_between((first, None), (second, None), "")
+        return change_between((first, None), (second, None), "", openings)
     base, base_after = pair.before.rounds(stick.old, batch), pair.after.rounds(stick.new, batch)
     if len(base) != len(first) or len(base_after) != len(second):
         raise AbsentError("the rounds of the candidate and of its baseline are not the same")
-    return change_between((first, base), (second, base_after), stick.name)
+    return change_between((first, base), (second, base_after), stick.name, openings)
 
 
 def _yardstick(pair: Pair) -> Pair | None:

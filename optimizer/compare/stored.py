@@ -61,6 +61,10 @@ class Stored:
             raise AbsentError(f"latency.npz beside the {self.side} report does not belong to it")
         return found
 
+    def openings(self, batch: str) -> tuple[int, ...]:
+        """Return how many of a session's rounds belong to each time that its candidates were opened; () for once."""
+        return tuple(int(count) for count in self._latency.get(f"openings/{batch}", ()))
+
     def version(self, candidate: CandidateReport) -> tuple[tuple[str, str], ...]:
         """Return what executes the candidate, with its version."""
         packages = self.report.environment.packages

@@ -97,6 +97,8 @@ def first_wrong_node(cuts: Cuts, feed: Feed, sides: Sides) -> Blame | None:
             del places[middle]
             bad -= 1
     said = [f"{len(built)} prefixes of {whole} nodes were built, each by itself", *refused[:1]]
+    if good < 0 < len(places) - 1:
+        said.append("every prefix differs, from the first on: it is the node named, or the session itself")
     start, stop = places[good] if good >= 0 else 0, places[bad]
     return _narrowed(cuts, feed, sides, (start, stop, built[stop]), said)
 

@@ -22,6 +22,7 @@ from optimizer.graph.interface import interface
 from optimizer.graph.optimization_profiles import add_profiles, check_profile, complete, named
 from optimizer.graph.parser_errors import build_failure, parse_failure
 from optimizer.runtime import cuda
+from optimizer.runtime.engine_interface import register_plugins
 
 _OLDEST_WITHOUT_TURING = 80
 # A build for it that failed leaves this target behind for the next one in the process (TensorRT-RTX 1.7, measured).
@@ -58,6 +59,7 @@ def build(
     check_profile(inputs, ranges)
     _check_options(package, {**given, "compute_capabilities": compute_capabilities}, ranges)
     trt = _import(package)
+    register_plugins(trt, package)
     library = Library.of(package, trt.__version__)
     logger = _logger(trt)
     builder = _builder(trt, library, logger)

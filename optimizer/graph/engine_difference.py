@@ -55,6 +55,7 @@ class _Side:
             for node, row in self._known.items()
         }
         self._operators: Mapping[str, str] = document.get("graph_nodes", {})
+        self._executed: Mapping[str, str] = document.get("executed", {})  # of use where the graph is not at hand
         self.nodes: dict[str, list[Document]] = {}
         self.names: dict[str, str] = {}
         for kernel in self.kernels:
@@ -74,7 +75,7 @@ class _Side:
 
     def precision(self, key: str) -> str:
         """What a node computes in; of one that does not multiply, the types that its kernels write."""
-        kind = self.row(key).get("delivered")
+        kind = self.row(key).get("delivered") or self._executed.get(self.names[key])
         return str(kind) if kind else "/".join(_types(self.nodes[key], "outputs")) or "-"
 
     def partners(self, key: str) -> set[str]:

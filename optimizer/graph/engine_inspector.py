@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime.cuda import Cuda
+from optimizer.runtime.engine_interface import holds_host_code, read_receipt, register_plugins
 
 Row = dict[str, Any]
 
@@ -32,10 +33,13 @@ UNKNOWN = "unknown"  # what the inspector says of a tensor whose shape it does n
 _ONNX = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
 
 
-def read_plan(plan: Path, package: Literal["tensorrt", "tensorrt_rtx"], index: int = 0) -> list[Row]:
+def read_plan(
+    plan: Path, package: Literal["tensorrt", "tensorrt_rtx"], index: int = 0, *, trusted: bool = False
+) -> list[Row]:
     """Return the layers of a plan opened on GPU `index`, in the form of `engine_log.table`.
 
-    Dynamic axes have the usual sizes of the first profile: without them the inspector knows no formats.
+    Dynamic axes have the usual sizes of the first profile: without them the inspector knows no formats. `trusted`: the
+    plan was built here, and may bring a lean runtime; of another one its receipt must say that it does.
     Raises: MissingToolError without the package or the GPU; StageError when the plan does not open here, or was built
     without detailed verbosity.
     """
@@ -43,21 +47,24 @@ def read_plan(plan: Path, package: Literal["tensorrt", "tensorrt_rtx"], index: i
         trt = importlib.import_module(package)
     except (ImportError, OSError) as error:
         raise MissingToolError(f"needs {package}, which cannot be imported ({error})", where=str(plan)) from error
+    register_plugins(trt, package)
     gpu = Cuda(index)
     try:
         with gpu.current:
-            return rows(_inspect(trt, plan), str(plan))
+            return rows(_inspect(trt, plan, trusted or holds_host_code(read_receipt(plan))), str(plan))
     finally:
         gpu.close()
 
 
-def _inspect(trt: Any, plan: Path) -> str:
+def _inspect(trt: Any, plan: Path, host_code: bool) -> str:
     """Return the inspector's JSON; engine and runtime are gone afterwards."""
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     try:
         runtime = trt.Runtime(logger)
     except TypeError as error:  # how pybind11 says that the factory returned null
         raise MissingToolError("TensorRT cannot start its runtime: the driver is too old", where=str(plan)) from error
+    if host_code:
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise StageError("the plan does not open here: another version, GPU or compute capability", where=str(plan))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from optimizer.measure.statistics import RESAMPLES, SEED, Floats, Interval, student_quantile
 
 Counts = npt.NDArray[np.int64]
+Openings = tuple[Sequence[int], Sequence[int]]  # of two sessions
 _CELLS = 4096
 FEWEST_BLOCKS = 5
 
@@ -83,9 +84,12 @@ def interleaved_ratio(above: Floats, below: Floats, seed: int = SEED, openings: 
     return Ratio(float(np.median(above) / np.median(below)), medians(above, drawn) / medians(below, drawn), degrees)
 
 
-def separate_ratio(above: Floats, below: Floats, seed: int = SEED) -> Ratio:
-    """Ratio median(above) / median(below) of two sessions: the rounds of each side are drawn on their own."""
-    return median(above, seed).over(median(below, seed + 1))
+def separate_ratio(above: Floats, below: Floats, seed: int = SEED, openings: Openings = ((), ())) -> Ratio:
+    """Ratio median(above) / median(below) of two sessions: the rounds of each side are drawn on their own.
+
+    `openings` are those above and those below.
+    """
+    return median(above, seed, openings[0]).over(median(below, seed + 1, openings[1]))
 
 
 def median(samples: Floats, seed: int = SEED, openings: Sequence[int] = ()) -> Ratio:

@@ -28,6 +28,8 @@ WARMUP_WINDOW_S = 0.05
 WARMUP_AGAIN_S = 0.02
 WARMUP_AGAIN_CALLS = 2
 WARMUP_MOST_S = 2.0
+WARMUP_AGAIN_MOST_S = 0.25
+WARMUP_SHARE = 2.0  # a warm-up takes at most so many times the timed seconds of its opening
 WARMUP_AGREEMENT = 0.05
 TURN_S = 0.005
 REWARM_S = 0.0025
@@ -35,6 +37,7 @@ TURN_MOST_CALLS = 50
 REPLACED = 2.0
 OVERTIME = 3.0
 OPENINGS = 6
+IMPORTS_S = 20.0  # no runtime takes longer to import
 
 
 class Timed(Protocol):
@@ -63,13 +66,16 @@ class Effort:
 
     seconds: float
     rounds: int = ROUNDS
+    fewest: int = FEWEST_ROUNDS  # where `rounds` take far more than the budget
     like: LatencySession | None = None
     opening: int = 0  # each has turns in another order
 
     @property
-    def window(self) -> tuple[int, float]:
-        """Least calls and seconds of a warm-up window; fewer once all has been warm before."""
-        return (WARMUP_CALLS, WARMUP_WINDOW_S) if self.like is None else (WARMUP_AGAIN_CALLS, WARMUP_AGAIN_S)
+    def window(self) -> tuple[int, float, float]:
+        """Least calls and seconds of a warm-up window, and the seconds of all; fewer once all has been warm before."""
+        if self.like is None:
+            return WARMUP_CALLS, WARMUP_WINDOW_S, min(WARMUP_MOST_S, WARMUP_SHARE * OPENINGS * self.seconds)
+        return WARMUP_AGAIN_CALLS, WARMUP_AGAIN_S, min(WARMUP_AGAIN_MOST_S, WARMUP_SHARE * self.seconds)
 
     def calls_per_turn(self, name: str, batch: int, pace: float) -> int:
         """Timed calls of one turn: about 5 ms of work, or as many as in the earlier opening."""
@@ -90,27 +96,41 @@ def measure_openings(
     """Measure as `measure_latency` does, `seconds` of calls each in all, opening the candidates 6 times.
 
     Where a candidate's memory happens to lie changes its speed, for as long as it is open: one opening cannot know by
-    how much. Candidates that take longer to open five more times than to measure are opened once.
+    how much. Candidates that take longer to open five more times than to measure are opened once; opening is all up to
+    the first call, in which some compile, without importing the runtimes.
     Source: Mytkowicz et al. 2009, ASPLOS (layout); Kalibera and Jones 2013, ISMM (repeat the level that varies).
     Raises: MeasurementError as `measure_latency` does, and what `opened` raises.
     """
     sessions: list[LatencySession] = []
-    wanted = OPENINGS
+    wanted, tried = OPENINGS, 0
     with contextlib.ExitStack() as stack:
         watch = watch if watch is not None else stack.enter_context(Watch())
         while len(sessions) < wanted:
-            begun = time.perf_counter()
+            begun, tried = time.perf_counter(), tried + 1
             with opened() as runners:
-                if not sessions and (wanted - 1) * (time.perf_counter() - begun) > seconds * len(runners) * len(feeds):
+                took = _opening_s(runners, feeds, begun) if not sessions else 0.0
+                if (OPENINGS - 1) * took > seconds * len(runners) * len(feeds):
+                    if tried == 1 and took < IMPORTS_S:
+                        continue  # it may have imported the runtimes, which is done once
                     wanted = 1
                 like = sessions[0] if sessions else None
-                effort = Effort(seconds / wanted, math.ceil(ROUNDS / wanted), like, len(sessions))
+                rounds, fewest = math.ceil(ROUNDS / wanted), math.ceil(FEWEST_ROUNDS / wanted)
+                effort = Effort(seconds / wanted, rounds, fewest, like, len(sessions))
 
                 def tell(done: int, total: int, before: int = len(sessions), parts: int = wanted) -> None:
                     progress(before * total + done, parts * total)
 
                 sessions.append(_measure(runners, feeds, baseline, effort, tell, watch))
     return merged(sessions)
+
+
+def _opening_s(runners: Mapping[str, Timed], feeds: Mapping[int, Mapping[str, Array]], begun: float) -> float:
+    """Return what opening took since `begun`, with the first call of each, in which some runtimes compile."""
+    for batch, feed in feeds.items():
+        for name, runner in runners.items():
+            with blamed(name, batch):
+                runner.bind(feed)()
+    return time.perf_counter() - begun
 
 
 def measure_latency(
@@ -177,20 +197,21 @@ def blamed(name: str, batch: int | None = None) -> Iterator[None]:
         raise MeasurementError(f"failed{at}: {said}", where=name, hint=hint) from error
 
 
-def _warm_up(call: Callable[[], None], name: str, batch: int, least: tuple[int, float]) -> tuple[int, float]:
+def _warm_up(call: Callable[[], None], name: str, batch: int, window_of: tuple[int, float, float]) -> tuple[int, float]:
     """Call until two windows in a row have medians within 5 %; return the calls made and the seconds of one."""
+    fewest, least_s, most_s = window_of
     made, started, before = 0, time.perf_counter(), math.inf
     while True:
         window: list[float] = []
         opened = time.perf_counter()
         with blamed(name, batch):
-            while len(window) < least[0] or time.perf_counter() - opened < least[1]:
+            while len(window) < fewest or time.perf_counter() - opened < least_s:
                 begun = time.perf_counter()
                 call()
                 window.append(time.perf_counter() - begun)
         made += len(window)
         median = float(np.median(window))
-        if abs(median / before - 1) <= WARMUP_AGREEMENT or time.perf_counter() - started > WARMUP_MOST_S:
+        if abs(median / before - 1) <= WARMUP_AGREEMENT or time.perf_counter() - started > most_s:
             return made, median
         before = median
 
@@ -201,7 +222,7 @@ class _Rounds:
     def __init__(
         self, calls: Mapping[str, Callable[[], None]], turns: Mapping[str, int], watch: Watching, effort: Effort
     ) -> None:
-        self._calls, self._turns, self._watch, self._fewest = calls, turns, watch, effort.rounds
+        self._calls, self._turns, self._watch, self._effort = calls, turns, watch, effort
         self._rng = np.random.default_rng((SEED, effort.opening))
         self.nanoseconds: dict[str, list[list[int]]] = {name: [] for name in calls}
         self.disturbed: list[bool] = []
@@ -229,8 +250,8 @@ class _Rounds:
     def _owes(self, quiet_s: float, spent_s: float, budget: float) -> bool:
         rounds = len(self.disturbed)
         quiet = rounds - sum(self.disturbed)
-        replacing = (quiet_s < budget or quiet < self._fewest) and spent_s < REPLACED * budget
-        return replacing or rounds < (self._fewest if spent_s < OVERTIME * budget else min(self._fewest, FEWEST_ROUNDS))
+        replacing = (quiet_s < budget or quiet < self._effort.rounds) and spent_s < REPLACED * budget
+        return replacing or rounds < (self._effort.rounds if spent_s < OVERTIME * budget else self._effort.fewest)
 
 
 def _turn(call: Callable[[], None], count: int) -> list[int]:

@@ -161,7 +161,8 @@ class LatencySession:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Every sample for `latency.npz`: those that count under `NAME/BATCH`; where rounds were left out, these under
-        `NAME/BATCH/left_out`, and under `rounds/BATCH` which of all rounds count, in order.
+        `NAME/BATCH/left_out`, and under `rounds/BATCH` which of all rounds count, in order. Of several openings
+        `openings/BATCH` has how many rounds of each count.
         """
         found: dict[str, npt.NDArray[Any]] = {}
         for name, per_batch in self.series.items():
@@ -170,6 +171,8 @@ class LatencySession:
                 if not series.mask.all():
                     found[f"{name}/{batch}/left_out"] = series.rounds_ms[~series.mask]
                     found[f"rounds/{batch}"] = series.mask
+                if len(series.counted_openings) > 1:
+                    found[f"openings/{batch}"] = np.array(series.counted_openings)
         return found
 
 

@@ -137,7 +137,7 @@ def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any]) -
     if not subject.executes:
         return CandidateReport(**common, status="built", reason=subject.missing)
     timed = latency_fields(latency["candidates"].get(subject.name))
-    load = load_fields(outcome.measured.load.get(subject.name))
+    load = load_fields(outcome.measured.load.get(subject.name, {}))
     execution = latency.get("executions", {}).get(subject.name, {})
     return CandidateReport(**common, status="measured", **timed, **load, execution=execution)
 

@@ -39,7 +39,7 @@ _MEASURES_WITH = (
     "openvino",
     "Pillow",
 )
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Measured:
 
     accuracy: dict[str, Entry] = field(default_factory=dict)
     latency: Entry | None = None
-    load: dict[str, Entry] = field(default_factory=dict)  # memory, energy, LoadGen, sweep, concurrency
+    load: dict[str, dict[str, Entry]] = field(default_factory=dict)  # memory, energy, LoadGen, sweep and so on
     failures: dict[str, OptimizerError] = field(default_factory=dict)
     errors: list[OptimizerError] = field(default_factory=list)  # of measurements that no candidate fails by
 

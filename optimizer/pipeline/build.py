@@ -13,6 +13,7 @@ from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
 from optimizer.pipeline.bench import Bench
 from optimizer.pipeline.calibration import of_steps
 from optimizer.pipeline.execute import Executed, Workshop, execute
+from optimizer.pipeline.load import check_load_tools
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.plan import Plan, plan, write_history
 from optimizer.pipeline.run import place_artifacts, write_run
@@ -60,6 +61,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
     shop = Workshop(recipe, store, splits, progress, run / "logs", options.device, planned.sources, locked)
     check_baseline(planned.derivation.baseline.target, options.device)
+    check_load_tools(recipe)
     done = execute(planned, shop)
     write_history(options.history, done.documents, planned.sources)
     subjects, failed = _subjects(planned, done, options.device)

@@ -30,6 +30,7 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
         s.name: {
             "measurement": "accuracy",
             "candidate": identity(s),
+            "precision": s.precision,  # decides how far the proof lets it lie from float32
             "baseline": identity(base),
             "batch": recipe.evaluation_batch,
             "proof": list(check_sizes(recipe)),

@@ -2,56 +2,220 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.digest import sha256_json
-from optimizer.errors import OptimizerError
+from optimizer.environment import installed
+from optimizer.errors import MissingToolError, OptimizerError
 from optimizer.pipeline.bench import Bench, Measured, conditions, identity, store, writer
 from optimizer.pipeline.feeds import feed
 
 if TYPE_CHECKING:
     from optimizer.data.samples import Array
+    from optimizer.measure.loadgen import ScenarioSettings
     from optimizer.pipeline.subject import Subject
+    from optimizer.recipe.model import Recipe
+    from optimizer.store import Entry
 
 LOGS = "loadgen"  # the folder of LoadGen's logs
+TRACES = "traces"  # in a run, of one inference each
 TRACE = "trace.json"  # the events of one inference
 _MOST_SAMPLES = 256  # that LoadGen asks for
 
 
-def measure_load(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> None:
-    """Measure what the recipe asks for of every subject, one after another, each alone on the machine.
+def check_load_tools(recipe: Recipe) -> None:
+    """Refuse a recipe whose measurements lack a tool, before anything is built.
 
-    What fails is an error of the run, and takes nothing from what else is known of the candidate.
+    Raises: MissingToolError.
     """
-    settings = bench.recipe.measure
-    asked = settings.model_dump(
-        mode="json", include={"resources", "scenario", "loadgen", "sweep", "concurrency", "trace", "seconds", "batches"}
-    )
-    if not any((settings.resources, settings.scenario, settings.sweep, settings.concurrency, settings.trace)):
-        return
+    from optimizer.measure.loadgen import missing
+
+    sentence = missing() if recipe.measure.scenario is not None else None
+    if sentence is not None:
+        raise MissingToolError(sentence, where="measure.scenario")
+
+
+def measure_load(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> None:
+    """Measure what the recipe asks for of every subject, one thing after another, each alone on the machine.
+
+    Each is stored by itself: what fails is an error of the run, and takes nothing from what else is known.
+    """
+    asked = _asked(bench.recipe)
     for subject in subjects:
-        document = {"measurement": "load", "candidate": identity(subject), "asked": asked, **conditions(bench)}
-        key = sha256_json(document)
-        entry = None if bench.remeasure else bench.store.use(key)
-        if entry is None:
-            started = time.perf_counter()
-            with tempfile.TemporaryDirectory(prefix="optimizer-") as place:
-                found = _Load(subject, bench, Path(place)).measure(measured.errors)
-                if found is None:
+        known: dict[str, Entry] = {}
+        load = _Load(subject, bench)
+        started = time.perf_counter()
+        new = 0
+        for done, (part, settings) in enumerate(asked.items()):
+            document = {
+                "measurement": "load",
+                "part": part,
+                "asked": settings,
+                "candidate": identity(subject),
+                **conditions(bench),
+            }
+            key = sha256_json(document)
+            entry = None if bench.remeasure else bench.store.use(key)
+            if entry is None:
+                bench.progress.advance(f"load {subject.name}: {part}", done, len(asked))
+                new += 1
+                try:
+                    entry = load.measure(part, key, document)
+                except OptimizerError as error:
+                    measured.errors.append(error)
                     continue
-                seconds = time.perf_counter() - started
-                entry = store(bench, key, document, _keep(found, Path(place)), seconds)
-            bench.progress.step(f"load {subject.name}", "measured", seconds, None)
-        measured.load[subject.name] = entry
+            known[part] = entry
+        if known:
+            measured.load[subject.name] = known
+        if new:
+            bench.progress.step(f"load {subject.name}", "measured", time.perf_counter() - started, None)
 
 
-def _keep(found: dict[str, Any], place: Path) -> Any:
+def _asked(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return each measurement that the recipe asks for, with all that it depends on besides `conditions`."""
+    settings = recipe.measure
+    batch, seconds = {"batch": settings.batches[0]}, {"seconds": settings.seconds}
+    asked: dict[str, dict[str, Any]] = {}
+    if settings.resources:
+        asked |= {"memory": batch, "energy": batch | seconds}
+    if settings.scenario is not None:
+        scenario = _scenario(recipe)
+        asked["scenario"] = dataclasses.asdict(scenario) | {"tool": installed(["mlcommons-loadgen"])}
+    if settings.sweep is not None:
+        asked["sweep"] = settings.sweep.model_dump(mode="json") | {"batches": list(_swept(recipe))} | seconds
+    if settings.concurrency:
+        asked["concurrency"] = {"levels": list(settings.concurrency)} | batch | seconds
+    if settings.trace:
+        asked["trace"] = batch
+    return asked
+
+
+def _scenario(recipe: Recipe) -> ScenarioSettings:
+    from optimizer.measure.loadgen import ScenarioSettings
+    from optimizer.recipe.model import LoadGen
+
+    assert recipe.measure.scenario is not None
+    return ScenarioSettings(recipe.measure.scenario, **(recipe.measure.loadgen or LoadGen()).model_dump())
+
+
+def _swept(recipe: Recipe) -> tuple[int, ...]:
+    """Return the batches of the sweep: as written, or doubled from the profile's smallest to its largest."""
+    from optimizer.measure.sweep import doubled_batches
+
+    assert recipe.measure.sweep is not None
+    if recipe.measure.sweep.batches is not None:
+        return recipe.measure.sweep.batches
+    covered = recipe.profile[str(recipe.batch_axis)]
+    return doubled_batches(covered.max, covered.min)
+
+
+class _Load:
+    """One subject's measurements."""
+
+    def __init__(self, subject: Subject, bench: Bench) -> None:
+        self._subject, self._bench = subject, bench
+        self._settings = bench.recipe.measure
+        self._inputs = subject.artifact.inputs
+        self._threads = self._settings.threads
+
+    def measure(self, part: str, key: str, document: dict[str, Any]) -> Entry:
+        """Measure one part and store it, with the files that it leaves.
+
+        Raises: OptimizerError of what failed.
+        """
+        from optimizer.measure.affinity import pinned
+
+        measures: dict[str, Callable[[Path], Any]] = {
+            "memory": self._memory,
+            "energy": self._energy,
+            "scenario": self._scenario,
+            "sweep": self._sweep,
+            "concurrency": self._concurrency,
+            "trace": self._trace,
+        }
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="optimizer-") as folder:
+            place = Path(folder)
+            with pinned(self._threads):
+                found = {part: measures[part](place)}
+            seconds = time.perf_counter() - started
+            return store(self._bench, key, document, _keep(found, place), seconds)
+
+    def _log(self, what: str) -> Path:
+        """The folder of a child's log, which an error names: it must outlive the measurement."""
+        logs = self._bench.logs
+        return (logs or self._bench.store.root.resolve().parent / "logs") / f"{self._subject.name}.{what}"
+
+    def _feed(self, batch: int, start: int = 0) -> dict[str, Array]:
+        return feed(self._bench.splits.evaluation, self._inputs, batch, start)
+
+    def _memory(self, _: Path) -> Any:
+        from optimizer.measure.memory import measure_memory
+
+        runner = self._subject.runner(self._threads)
+        batch = self._settings.batches[0]
+        found = measure_memory(runner, self._feed(batch), folder=self._log("memory"), name=self._subject.name)
+        return {"batch": batch, **found.to_json()}
+
+    def _energy(self, _: Path) -> Any:
+        from optimizer.measure.energy import energy_mj_per_item
+
+        batch = self._settings.batches[0]
+        with self._subject.runner(self._threads) as runner:
+            call = runner.bind(self._feed(batch))
+            found = energy_mj_per_item(call, batch, self._settings.seconds, device=self._subject.device)
+        return {"batch": batch, **found.to_json()}
+
+    def _scenario(self, place: Path) -> Any:
+        from optimizer.measure.loadgen import run_scenario
+
+        samples = self._bench.splits.evaluation
+        feeds = [self._feed(1, i) for i in range(min(_MOST_SAMPLES, len(samples)))]
+        runner, name = self._subject.runner(self._threads), self._subject.name
+        return run_scenario(runner, feeds, _scenario(self._bench.recipe), place / LOGS, name=name).to_json()
+
+    def _sweep(self, _: Path) -> Any:
+        from optimizer.measure.sweep import sweep
+
+        asked = self._settings.sweep
+        assert asked is not None
+        curve = sweep(
+            lambda: self._subject.runner(self._threads),
+            self._feed,
+            _swept(self._bench.recipe),
+            seconds=self._settings.seconds,
+            budget_ms=asked.budget_ms,
+            percentile=asked.percentile,
+        )
+        return curve.to_json()
+
+    def _concurrency(self, _: Path) -> Any:
+        from optimizer.measure.concurrency import measure_concurrency
+
+        found = measure_concurrency(
+            self._subject.runner,
+            self._feed(self._settings.batches[0]),
+            self._settings.concurrency,
+            threads=self._threads,
+            seconds=self._settings.seconds,
+        )
+        return [load.to_json() for load in found]
+
+    def _trace(self, place: Path) -> Any:
+        with self._subject.runner(self._threads) as runner:
+            events = runner.trace(self._feed(self._settings.batches[0]))
+        (place / TRACE).write_text(json.dumps(events))
+        return len(events)
+
+
+def _keep(found: dict[str, Any], place: Path) -> Callable[[Path], None]:
     write = writer(found, {})
 
     def everything(folder: Path) -> None:
@@ -66,116 +230,13 @@ def _keep(found: dict[str, Any], place: Path) -> Any:
     return everything
 
 
-class _Load:
-    """One subject's measurements; `place` is a folder for logs."""
-
-    def __init__(self, subject: Subject, bench: Bench, place: Path) -> None:
-        self._subject, self._bench, self._place = subject, bench, place
-        self._settings = bench.recipe.measure
-        self._inputs = subject.artifact.inputs
-        self._threads = self._settings.threads
-
-    def measure(self, errors: list[OptimizerError]) -> dict[str, Any] | None:
-        """Return all that was asked for, or None where some of it failed; `errors` gains why."""
-        from optimizer.measure.affinity import pinned
-
-        parts = {
-            "memory": self._memory if self._settings.resources else None,
-            "energy": self._energy if self._settings.resources else None,
-            "scenario": self._scenario if self._settings.scenario else None,
-            "sweep": self._sweep if self._settings.sweep else None,
-            "concurrency": self._concurrency if self._settings.concurrency else None,
-            "trace": self._trace if self._settings.trace else None,
-        }
-        found: dict[str, Any] = {}
-        before = len(errors)
-        with pinned(self._threads):
-            for name, part in parts.items():
-                if part is None:
-                    continue
-                try:
-                    found[name] = part()
-                except OptimizerError as error:
-                    errors.append(error)
-        return found if len(errors) == before else None
-
-    def _feed(self, batch: int, start: int = 0) -> dict[str, Array]:
-        return feed(self._bench.splits.evaluation, self._inputs, batch, start)
-
-    def _memory(self) -> Any:
-        from optimizer.measure.memory import measure_memory
-
-        runner = self._subject.runner(self._threads)
-        batch = self._settings.batches[0]
-        found = measure_memory(runner, self._feed(batch), folder=self._place / "memory", name=self._subject.name)
-        return {"batch": batch, **found.to_json()}
-
-    def _energy(self) -> Any:
-        from optimizer.measure.energy import energy_mj_per_item
-
-        batch = self._settings.batches[0]
-        with self._subject.runner(self._threads) as runner:
-            call = runner.bind(self._feed(batch))
-            found = energy_mj_per_item(call, batch, self._settings.seconds, device=self._subject.device)
-        return {"batch": batch, **found.to_json()}
-
-    def _scenario(self) -> Any:
-        from optimizer.measure.loadgen import ScenarioSettings, run_scenario
-        from optimizer.recipe.model import LoadGen
-
-        assert self._settings.scenario is not None
-        asked = ScenarioSettings(self._settings.scenario, **(self._settings.loadgen or LoadGen()).model_dump())
-        samples = self._bench.splits.evaluation
-        fixed = isinstance(self._inputs[0].shape[0], int)
-        size = int(self._inputs[0].shape[0]) if fixed else 1
-        feeds = [self._feed(size, i) for i in range(min(_MOST_SAMPLES, len(samples)))]
-        runner = self._subject.runner(self._threads)
-        return run_scenario(runner, feeds, asked, self._place / LOGS, name=self._subject.name).to_json()
-
-    def _sweep(self) -> Any:
-        from optimizer.measure.sweep import doubled_batches, sweep
-
-        asked = self._settings.sweep
-        assert asked is not None
-        batches = asked.batches
-        if batches is None:
-            covered = self._bench.recipe.profile[str(self._bench.recipe.batch_axis)]
-            batches = doubled_batches(covered.max, covered.min)
-        curve = sweep(
-            lambda: self._subject.runner(self._threads),
-            self._feed,
-            batches,
-            seconds=self._settings.seconds,
-            budget_ms=asked.budget_ms,
-            percentile=asked.percentile,
-        )
-        return curve.to_json()
-
-    def _concurrency(self) -> Any:
-        from optimizer.measure.concurrency import measure_concurrency
-
-        found = measure_concurrency(
-            self._subject.runner,
-            self._feed(self._settings.batches[0]),
-            self._settings.concurrency,
-            threads=self._threads,
-            seconds=self._settings.seconds,
-        )
-        return [load.to_json() for load in found]
-
-    def _trace(self) -> Any:
-        with self._subject.runner(self._threads) as runner:
-            events = runner.trace(self._feed(self._settings.batches[0]))
-        (self._place / TRACE).write_text(json.dumps(events))
-        return len(events)
-
-
 def place_load(measured: Measured, run: Path) -> None:
-    """Copy LoadGen's logs and the traces into the run."""
-    for name, entry in measured.load.items():
-        folder = entry.artifact("measurement").path
-        if (folder / LOGS).is_dir():
-            shutil.copytree(folder / LOGS, run / LOGS / name)
-        if (folder / TRACE).is_file():
-            (run / "traces").mkdir(exist_ok=True)
-            shutil.copyfile(folder / TRACE, run / "traces" / f"{name}.json")
+    """Copy LoadGen's logs and the traces into the run; what an earlier run left there goes first."""
+    for folder in (LOGS, TRACES):
+        shutil.rmtree(run / folder, ignore_errors=True)
+    for name, parts in measured.load.items():
+        if "scenario" in parts:
+            shutil.copytree(parts["scenario"].artifact("measurement").path / LOGS, run / LOGS / name)
+        if "trace" in parts:
+            (run / TRACES).mkdir(exist_ok=True)
+            shutil.copyfile(parts["trace"].artifact("measurement").path / TRACE, run / TRACES / f"{name}.json")

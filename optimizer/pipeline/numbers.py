@@ -32,14 +32,10 @@ def latency_fields(document: Mapping[str, Any] | None) -> dict[str, Any]:
     return found | {"speedup": ratios or None}
 
 
-def load_fields(entry: Entry | None) -> dict[str, Any]:
-    """Return what was measured under load, with the numbers that stand in fields of their own."""
-    if entry is None:
-        return {}
-    found = read_document(entry)
-    load: dict[str, Any] = {
-        name: found[name] for name in ("memory", "energy", "scenario", "sweep", "concurrency") if name in found
-    }
+def load_fields(parts: Mapping[str, Entry]) -> dict[str, Any]:
+    """Return what was measured under load, with the numbers that stand in fields of their own; a trace has none."""
+    found = {name: read_document(entry)[name] for name, entry in parts.items() if name != "trace"}
+    load: dict[str, Any] = dict(found)
     if "memory" in found:
         load["peak_memory_bytes"] = found["memory"]["own_bytes"]
     if "energy" in found:

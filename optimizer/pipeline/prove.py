@@ -46,22 +46,25 @@ TENSOR_FLOAT32 = Tolerance(
 )
 
 
-def budget(subject: Subject) -> Tolerance:
-    """Return how far a candidate may lie from float32: the limit of the stage that gives up most precision.
+def budget(subject: Subject, base: Subject) -> Tolerance:
+    """Return how far a candidate may lie from the baseline: the limit of the stage that gives up most precision.
 
-    Where no stage gives up any, float32 in another order, or what its device makes of float32.
+    Where no stage gives up any, float32 in another order, or what a device of either makes of float32.
     """
     kinds = (*VARIANTS[subject.precision], *TARGETS.get(subject.runtime, ()))
     stated = [k.tolerance for k in kinds if k.tolerance is not None and not k.tolerance.exact_integers]
     if not stated:
-        return FLOAT32 if subject.device == "cpu" else TENSOR_FLOAT32
+        return FLOAT32 if subject.device == base.device == "cpu" else TENSOR_FLOAT32
     return min(stated, key=lambda t: np.inf if t.min_sqnr_db is None else t.min_sqnr_db)
 
 
 def of_execution(subject: Subject) -> Tolerance:
-    """Return how far a runtime may lie from the graph that it executes: an engine's own limit, else the budget."""
+    """Return how far a runtime may lie from the graph that it executes: an engine's own limit, else the budget.
+
+    The graph is judged on the CPU, so the candidate's own device alone says what becomes of float32.
+    """
     stages = TARGETS[subject.runtime] if subject.artifact.format == "engine" else ()
-    return stages[-1].tolerance if stages and stages[-1].tolerance is not None else budget(subject)
+    return stages[-1].tolerance if stages and stages[-1].tolerance is not None else budget(subject, subject)
 
 
 class Remembered:
@@ -126,9 +129,12 @@ class Proof:
             self._judges[graph.digest] = session, sentence, Remembered(session)
         return self._judges[graph.digest][:2]
 
+    def _budget(self, subject: Subject) -> Tolerance:
+        return budget(subject, self.base)
+
     def _graph_says_more(self, subject: Subject) -> bool:
         """Whether the graph holds it tighter than the baseline does: both are float32 where the budget is float32's."""
-        return subject.graph is not None and (subject.name == self.base.name or budget(subject) is not FLOAT32)
+        return subject.graph is not None and (subject.name == self.base.name or self._budget(subject) is not FLOAT32)
 
     def _against_graph(self, subject: Subject, opened: Session, trials: Trials) -> list[str]:
         from optimizer.verify import verify
@@ -144,7 +150,7 @@ class Proof:
         from optimizer.verify import verify
 
         what = f"'{subject.name}' against the baseline '{self.base.name}'"
-        notes = verify(self.baseline, opened, trials, budget(subject), what=what)  # type: ignore[arg-type]
+        notes = verify(self.baseline, opened, trials, self._budget(subject), what=what)  # type: ignore[arg-type]
         return [f"against {self.base.name}: {note}" for note in notes if note not in trials.notes]
 
     def _trials_of(self, subject: Subject) -> Trials:
@@ -168,8 +174,10 @@ class Proof:
             links.append(_executed(self.base, FLOAT32, threads, f"the baseline '{self.base.name}'", None))
         graphs = [(f"stage '{step.id}'", artifact, step.stage.tolerance) for step, artifact in steps]
         if subject.graph is not None and not any(a.digest == subject.graph.digest for _, a, _ in graphs):
-            graphs = [("its graph", subject.graph, budget(subject))]
-        links += [judged(name, a, tolerance or budget(subject)) for name, a, tolerance in graphs if a.format == "onnx"]
+            graphs = [("its graph", subject.graph, self._budget(subject))]
+        links += [
+            judged(name, a, tolerance or self._budget(subject)) for name, a, tolerance in graphs if a.format == "onnx"
+        ]
         stage = steps[-1][0] if steps and steps[-1][1].format == "engine" else None
         name = f"{subject.runtime} on {subject.device}"
         links.append(_executed(subject, of_execution(subject), threads, name, _rebuilds(stage)))

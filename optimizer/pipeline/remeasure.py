@@ -18,6 +18,7 @@ from optimizer.pipeline.bench import Bench
 from optimizer.pipeline.build import Built, Options, check_baseline, distinct, unstable
 from optimizer.pipeline.calibration import of_run
 from optimizer.pipeline.execute import read_interface
+from optimizer.pipeline.load import check_load_tools
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.run import RUN_FILE, SCHEMA, place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, why_not
@@ -105,6 +106,7 @@ def remeasure(run: Carried, store: Store, new: Path, options: Options, progress:
             hint="Give the same data, by --set NAME=DIR where the recipe has ${NAME}.",
         )
     check_baseline(about["candidates"][before.baseline]["runtime"], options.device)
+    check_load_tools(recipe)
     bench = Bench(
         recipe,
         store,

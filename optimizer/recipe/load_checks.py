@@ -21,7 +21,13 @@ def check_load(draft: Draft, measure: Measure, problems: Problems) -> None:
             problems.cross(("measure", "loadgen"), text, at_key=True)
     else:
         _scenario(measure.scenario, measure.loadgen or LoadGen(), problems)
+    most = max(measure.concurrency, default=1)
+    if most > measure.threads:
+        text = f"{most} runners at once on {measure.threads} threads would wait for each other: write threads: {most}"
+        problems.cross(("measure", "concurrency"), text, ("measure", "threads"))
     axis = draft.batch
+    if measure.scenario is not None and isinstance(axis, int):
+        _fixed(axis, measure, problems)
     if measure.sweep is not None and isinstance(axis, int):
         problems.cross(("measure", "sweep"), f"has nothing to sweep: the batch is fixed to {axis}", at_key=True)
     covered = draft.profile.get(axis) if isinstance(axis, str) else None
@@ -45,3 +51,13 @@ def _scenario(scenario: Scenario, asked: LoadGen, problems: Problems) -> None:
     except UsageError as error:
         hint = f", e.g. {', '.join(error.hint.splitlines())}" if error.hint else ""
         problems.cross(("measure", "scenario"), f"{error.what}{hint}")
+
+
+def _fixed(batch: int, measure: Measure, problems: Problems) -> None:
+    """Note a scenario whose calls a model of fixed batch does not take."""
+    asked = measure.loadgen.batch if measure.loadgen is not None else 1
+    if asked == batch:
+        return
+    text = f"asks {asked} at a time, and the inputs are fixed to {batch}: "
+    one = measure.scenario == "single_stream"
+    problems.cross(("measure", "scenario"), text + ("name the axis" if one else f"write loadgen: {{batch: {batch}}}"))

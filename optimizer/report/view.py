@@ -137,7 +137,8 @@ def _speedup_figure(report: Report, candidate: CandidateReport, base: CandidateR
     if speedup is None or latency is None or candidate.name == report.baseline:
         return None
     change = f"{fmt.ms(before.p50, unit=False)} \u2192 {fmt.ms(latency.p50)}" if before else fmt.ms(latency.p50)
-    detail = f"p50 {change}, batch {batch}"
+    shaky = [t for t in (before, latency) if t is not None and (not t.stable or t.disturbed)]
+    detail = f"p50 {change}, batch {batch}{'; unstable or disturbed: measure again' if shaky else ''}"
     return Figure("Speedup", fmt.ratio(speedup.value), f"95 % interval {fmt.interval(speedup.ci95, fmt.ratio)}", detail)
 
 

@@ -19,6 +19,7 @@ def write_report(report: Report, run: Path) -> None:
     events = {
         file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted((run / "traces").glob("*.json"))
     }
+    (run / "inference.trace.json").unlink(missing_ok=True)  # of an earlier run in this folder
     if events:
         (run / "inference.trace.json").write_text(inference_trace(events), encoding="utf-8")
     write_json(report, run / "report.json")

@@ -107,8 +107,14 @@ def missing(device: str) -> str | None:
     if sentence:
         return sentence
     if device != "cpu":
-        without = importlib.util.find_spec("triton") is None
-        return "torch.compile needs triton to write code for a GPU: pip install triton" if without else None
+        if importlib.util.find_spec("triton") is None:
+            return "torch.compile needs triton to write code for a GPU: pip install triton"
+        # As triton chooses the compiler of what launches its kernels.
+        if not os.environ.get("CC") and not (shutil.which("gcc") or shutil.which("clang")):
+            return (
+                "torch.compile needs a C compiler for triton, and there is no gcc or clang here: install it, or set CC"
+            )
+        return None
     # As Inductor chooses it.
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:

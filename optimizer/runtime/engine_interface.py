@@ -40,6 +40,23 @@ def read_receipt(plan: Path) -> dict[str, Any]:
     return document
 
 
+def register_plugins(trt: Any, package: str) -> None:
+    """Register the plugins that the parser of `tensorrt` writes for some operators, RoiAlign among them.
+
+    Needed once a process, before a graph is parsed and before a plan is opened; a repeated call changes nothing. The
+    lean runtime has none of them. TensorRT-RTX parses and opens what it takes without.
+    """
+    register = getattr(trt, "init_libnvinfer_plugins", None)
+    if package == "tensorrt" and register is not None:
+        register(None, "")  # a logger would be kept for the life of the process
+
+
+def holds_host_code(receipt: Mapping[str, Any]) -> bool:
+    """Tell whether the plan contains a lean runtime: code, which TensorRT runs only where it was told to trust it."""
+    options = receipt.get("options")
+    return isinstance(options, Mapping) and bool(options.get("version_compatible"))
+
+
 def describe(trt: Any, engine: Any, receipt: Mapping[str, Any], where: str) -> Tensors:
     """Read tensors and profiles from the engine; names of axes come from its receipt, which must agree with it.
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from optimizer.errors import StageError
 from optimizer.runtime.cuda import Cuda
@@ -63,6 +63,8 @@ class OnnxSession(Session):
     Numeric: `optimize=False` runs the graph node by node as written (no fusion, no constant folding).
     Raises: MissingToolError when onnxruntime or the CUDA provider is absent, StageError when it refuses the model.
     """
+
+    memory_pattern: ClassVar[bool] = True  # a place for every tensor of a run, planned once
 
     def __init__(
         self,
@@ -187,6 +189,7 @@ class OnnxSession(Session):
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.enable_mem_pattern = self.memory_pattern
         options.log_severity_level = _ERRORS_ONLY
         # Workers spin between the operators of a call, and sleep between calls: what runs next, be it the candidate
         # that is measured in turn or the caller's own code, has the processors to itself.

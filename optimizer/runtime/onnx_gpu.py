@@ -14,6 +14,7 @@ from optimizer.runtime.onnx_providers import CPU, CUDA, TENSORRT, profile_option
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1
 _CAPTURE = "graph capture"  # of onnxruntime's refusal: "This session cannot use the graph capture feature ..."
+_OFF = ("trt_engine_cache_enable", "trt_timing_cache_enable", "trt_fp16_enable", "trt_int8_enable")
 _RUNS = 3  # one that allocates, one that captures, one that replays
 
 
@@ -42,14 +43,9 @@ class TensorrtProviderSession(OnnxSession):
 
     def _providers(self) -> tuple[str, list[Any]]:
         require(self._ort, TENSORRT, self._device_id)
-        options = {
-            "device_id": str(self._device_id),
-            "trt_engine_cache_enable": "0",
-            "trt_timing_cache_enable": "0",
-            "trt_fp16_enable": "0",
-            "trt_int8_enable": "0",
-            **profile_options(self._profile),
-        }
+        # The Python binding of this provider takes "True" and "False", and refuses "0"; that of CUDA takes both.
+        off = dict.fromkeys(_OFF, "False")
+        options = {"device_id": str(self._device_id), **off, **profile_options(self._profile)}
         return TENSORRT, [(TENSORRT, options), (CUDA, {"device_id": str(self._device_id)}), CPU]
 
 

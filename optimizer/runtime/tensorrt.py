@@ -11,7 +11,7 @@ from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime import cuda
 from optimizer.runtime.cuda_graph import Capture
 from optimizer.runtime.device import cuda_index
-from optimizer.runtime.engine_interface import RECEIPT, describe, read_receipt
+from optimizer.runtime.engine_interface import RECEIPT, describe, holds_host_code, read_receipt, register_plugins
 from optimizer.runtime.engine_weights import limit_weights, refit_stripped
 from optimizer.runtime.execution import Execution
 from optimizer.runtime.feed import check_feed
@@ -51,6 +51,7 @@ class TensorRTSession(Session):
         if not self._plan.is_file():
             raise StageError("there is no such file", where=str(self._plan))
         self._trt: Any = _import(package)
+        register_plugins(self._trt, package)
         self._cuda = cuda.Cuda(_gpu(package, device))
         self._executions: list[Execution] = []
         self._engine: Any = None
@@ -162,6 +163,8 @@ class TensorRTSession(Session):
                 where=f"device cuda:{self._cuda.index}",
                 hint=f"it needs a newer driver; this one serves CUDA {self._cuda.driver_version}",
             ) from error
+        if holds_host_code(receipt):  # of no other plan: one from elsewhere must not run what it brings
+            self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
         if engine is None:
             refused = f"{self._package} {self._trt.__version__} refuses the engine: {self._reason()}"

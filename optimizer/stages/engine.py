@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -130,7 +130,7 @@ class Engine(Stage, ABC):
         context.note(f"built in {built.seconds:.1f} s with {built.peak_rss_bytes / 1e6:.0f} MB of memory")
         if self.strip_plan:
             shutil.copytree(graph.path, workdir, dirs_exist_ok=True)
-        self._write_receipt(built.value, graph, workdir)
+        self._write_receipt(built.value, graph, workdir, context.note)
 
     def _build(self, arguments: Mapping[str, Any], log: Path, where: str) -> IsolatedResult:
         """Build in a child process; what ends it is one error that names the log, and the option that gives more."""
@@ -156,7 +156,9 @@ class Engine(Stage, ABC):
             hint = f"{error.hint}        log: {log}" if error.hint else f"log: {log}"
             raise type(error)(error.what, where=error.where, hint=hint) from error
 
-    def _write_receipt(self, built: Mapping[str, Any], graph: Artifact, workdir: Path) -> None:
+    def _write_receipt(
+        self, built: Mapping[str, Any], graph: Artifact, workdir: Path, note: Callable[[str], None]
+    ) -> None:
         import onnx
 
         from optimizer.graph.engine_layers import joined, reformats
@@ -164,13 +166,13 @@ class Engine(Stage, ABC):
         from optimizer.graph.optimization_profiles import named
         from optimizer.graph.trtexec import trtexec
 
+        kernels = _kernels(built, workdir / self.main_file, note)
         receipts = {capability: engine_receipt(graph.file, rows) for capability, rows in built["tables"].items()}
-        receipt = merge(receipts, self.precision) if receipts else engine_receipt(graph.file, built["layers"])
+        # TensorRT, which builds beside its GPU alone, logs the types of a layer in another form: its inspector counts.
+        receipt = merge(receipts, self.precision) if receipts else engine_receipt(graph.file, kernels)
         _check_delivered(receipt, self.precision, self.at_least, self.name)
         usual = {axis: sizes[1] for axis, sizes in self.profile.items()}
-        layers = joined(
-            _kernels(built, workdir / self.main_file), onnx.load(graph.file, load_external_data=False), usual
-        )
+        layers = joined(kernels, onnx.load(graph.file, load_external_data=False), usual)
         # The file by its name alone: where it lay says nothing elsewhere.
         cache = self.timing_cache and {"path": Path(self.timing_cache.path).name, "locked": self.timing_cache.locked}
         document = {
@@ -187,7 +189,7 @@ class Engine(Stage, ABC):
             "retry": built["retry"],
             "timing_cache": built["timing_cache"],
             "onnx_sha256": graph.digest,
-            # Read back from the builder's layer table.
+            # Read back from the builder's layer table, or of tensorrt from the engine inspector.
             "precision": receipt.shares,
             "precision_notes": list(receipt.notes),
             "executed": dict(receipt.precisions),
@@ -218,7 +220,7 @@ class Engine(Stage, ABC):
         return TensorRTSession(output.file, package=self.package, device="cuda:0")
 
 
-def _kernels(built: Mapping[str, Any], plan: Path) -> list[dict[str, Any]]:
+def _kernels(built: Mapping[str, Any], plan: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return the engine's layers: by the engine inspector where a GPU opens the plan, else by the builder's log."""
     from optimizer.runtime.tensorrt import missing
 
@@ -227,7 +229,13 @@ def _kernels(built: Mapping[str, Any], plan: Path) -> list[dict[str, Any]]:
         return list(built["layers"])
     from optimizer.graph.engine_inspector import read_plan
 
-    return read_plan(plan, built["package"])
+    try:
+        return read_plan(plan, built["package"], trusted=True)
+    except StageError as error:
+        if not built["tables"]:  # `tensorrt` has nothing else
+            raise
+        note(f"layers by the builder's log, because the inspector said: {error.what}")
+        return list(built["layers"])
 
 
 def _capability() -> str:

@@ -144,7 +144,7 @@ def test_stripped_plan_gets_its_weights_back(package: Any, tmp_path: Path) -> No
         TensorRTSession(plan, package=package)
 
 
-def test_trace_names_layers_and_fits_into_the_call(package: Any, tmp_path: Path) -> None:
+def test_trace_names_layers_with_their_times(package: Any, tmp_path: Path) -> None:
     plan = build(package, tmp_path)
     with TensorRTSession(plan, package=package) as session:
         events = session.trace({"x": batch(8)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +58,26 @@ def test_cuda_provider_takes_every_node(graph: Path) -> None:
         assert session.leftovers is None, session.leftovers
 
 
-def test_cuda_graphs_of_several_bound_calls_interleave(graph: Path) -> None:
-    with open_with_cuda_graphs(graph, device="cuda:0", threads=1) as session:
-        calls = [session.bind({"x": batch(rows)}) for rows in (1, 16)]
-        assert [capture.captured for capture in session.captures] == [True, True], session.captures
+@pytest.mark.parametrize("captured", [True, False])
+def test_bound_calls_write_their_outputs_with_and_without_a_cuda_graph(
+    graph: Path, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bindings: list[Any] = []
+    bound = OnnxSession._binding
+    monkeypatch.setattr(OnnxSession, "_binding", lambda self, feed: bindings.append(bound(self, feed)) or bindings[-1])
+    opened = (
+        open_with_cuda_graphs(graph, device="cuda:0", threads=1) if captured else OnnxSession(graph, device="cuda:0")
+    )
+    with opened as session:
+        sizes = (1, 16)
+        calls = [session.bind({"x": batch(rows)}) for rows in sizes]
+        assert [capture.captured for capture in session.captures] == [captured] * 2, session.captures
         for _ in range(3):
-            for call in calls:
+            for rows, call, binding in zip(sizes, calls, bindings, strict=True):
+                # What a replay does not write stays NaN.
+                binding.get_outputs()[0].update_inplace(np.full((rows, 256), np.nan, np.float32))
                 call()
+                np.testing.assert_allclose(binding.copy_outputs_to_cpu()[0], reference(batch(rows)), atol=TF32)
         for rows in (1, 16, 5):
             np.testing.assert_allclose(session.infer({"x": batch(rows)})["y"], reference(batch(rows)), atol=TF32)
 

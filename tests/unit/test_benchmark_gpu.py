@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import sys
+import time
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +85,7 @@ def test_newest_engine_that_computes_right_is_chosen(modules: Any) -> None:
         "accepts/tensorrt_rtx/8.9": {"accepted": True, "computes_the_same": True},
         "accepts/tensorrt_rtx/12.0": {"accepted": False, "why": "another GPU"},
         "accepts/tensorrt_rtx/12.1": {"accepted": True, "computes_the_same": False},
+        "accepts/tensorrt_rtx/current": {"accepted": True, "computes_the_same": True},
         "accepts/tensorrt": {"failed": "not installed"},
     }
     assert gpu.chosen({"parts": parts}, None) == {"tensorrt_rtx": "8.9"}
@@ -94,6 +99,7 @@ def test_parts_follow_what_is_asked_for(modules: Any, monkeypatch: Any) -> None:
     asked = argparse.Namespace(dry_run=False, models=("demo_cnn",), batches=(1, 8), only=("accepts", "measure"))
     assert gpu.parts(asked) == [
         "accepts/tensorrt_rtx/8.0",
+        "accepts/tensorrt_rtx/current",
         "accepts/tensorrt",
         "measure/demo_cnn/1",
         "measure/demo_cnn/8",
@@ -112,3 +118,116 @@ def test_calibration_and_judging_see_different_samples(modules: Any) -> None:
     tokens = gpu_build.feed("bert_base", 2)
     assert set(tokens) == {"tokens", "mask"}
     assert (tokens["tokens"][tokens["mask"] == 0] == 0).all()
+
+
+def test_one_that_fails_while_timed_leaves_the_others_their_numbers(
+    modules: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    gpu_measure = modules[2]
+
+    class Breaks(Doubles):
+        def bind(self, feed: Any) -> Any:
+            calls = iter([None])
+
+            def call() -> None:
+                if next(calls, "over") == "over":
+                    raise RuntimeError("out of memory")
+
+            return call
+
+    made = {gpu_measure.BASELINE: lambda: Doubles(0.0), "breaks": lambda: Breaks(0.0), "near": lambda: Doubles(0.01)}
+    monkeypatch.setattr(gpu_measure, "openers", lambda *_: made)
+    rows = gpu_measure.measure(tmp_path, "demo_cnn", {"image": np.ones((2, 5), np.float32)}, {}, 0.01)
+    assert "out of memory" in rows["breaks"]["failed"]
+    assert "latency" not in rows["breaks"]
+    assert rows["breaks"]["sqnr_db"] is None  # the same answer: JSON has no infinity
+    assert rows["breaks"]["max_abs"] == 0.0
+    assert rows["near"]["latency"]["samples"] > 0
+    assert "gpu_unwatched" in rows["surroundings"]
+
+
+def test_copies_that_fail_leave_the_times(modules: Any) -> None:
+    gpu_measure = modules[2]
+
+    def lost(feed: Any) -> None:
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    opened = gpu_measure.Opened(argparse.Namespace(transfers=lost, bind=None), "logits")
+    assert gpu_measure.transfers([opened], {}) == {"failed": "RuntimeError: CUDA_ERROR_ILLEGAL_ADDRESS"}
+
+
+def test_a_cuda_graph_keeps_the_inputs_that_it_reads(modules: Any) -> None:
+    """Their memory would else be another candidate's, and token numbers out of range end the process's GPU."""
+
+    class Tensor:
+        pass
+
+    graph = argparse.Namespace(replay=lambda: None)
+    fake = argparse.Namespace(
+        backends=argparse.Namespace(cuda=argparse.Namespace(matmul=argparse.Namespace()), cudnn=argparse.Namespace()),
+        inference_mode=contextlib.nullcontext,
+        cuda=argparse.Namespace(
+            Stream=lambda: argparse.Namespace(wait_stream=lambda other: None),
+            current_stream=lambda: argparse.Namespace(wait_stream=lambda other: None),
+            stream=lambda side: contextlib.nullcontext(),
+            CUDAGraph=lambda: graph,
+            graph=lambda made: contextlib.nullcontext(),
+            synchronize=lambda: None,
+        ),
+    )
+    candidate = object.__new__(modules[2].Torch)
+    candidate.torch, candidate.tf32, candidate.how = fake, False, "graphed"
+    candidate.module = candidate.called = lambda tensor: None
+    given = [Tensor()]
+    alive = weakref.ref(given[0])
+    candidate._given = lambda feed: [given.pop()]
+    call = candidate.bind({})
+    gc.collect()
+    call()
+    assert alive() is not None
+
+
+def test_a_part_that_hangs_ends_with_all_that_it_started(modules: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    gpu = modules[0]
+    left = tmp_path / "left"
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(left)!r}).write_text(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    asked = argparse.Namespace(json=tmp_path / "x.json", work=tmp_path, quick=True, capability="8.0", dry_run=False)
+    begun = time.perf_counter()
+    row = gpu.in_a_child("measure/demo_cnn/1", asked, 2.0)
+    assert row["failed"] == "not finished after 2 s"
+    assert time.perf_counter() - begun < 20
+    stat = Path(f"/proc/{left.read_text()}/stat")
+    while time.perf_counter() - begun < 20 and _lives(stat):
+        time.sleep(0.05)
+    assert not _lives(stat)
+
+
+def _lives(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_parts_are_done_again_when_other_engines_are_accepted_or_nothing_was_timed(modules: Any) -> None:
+    incomplete = modules[0]._incomplete
+    found = {"tensorrt_rtx": "8.0"}
+    row = {"eager_fp32": {"latency": {}}, "compiled_fp16": {"failed": "x"}, "packages": found, "quick": False}
+    part = "measure/demo_cnn/1"
+    assert not incomplete(part, row, found, False)
+    assert not incomplete(part, row, found, True)
+    assert incomplete(part, row | {"packages": {}}, found, False)
+    assert incomplete(part, row | {"eager_fp32": {"failed": "no GPU"}}, found, False)
+    assert incomplete(part, row | {"quick": True}, found, False)
+    assert not incomplete(part, row | {"quick": True}, found, True)
+    assert incomplete("build/demo_cnn", {"packages": {}}, found, False)
+    assert not incomplete("build/demo_cnn", {"packages": found}, found, False)
+    assert incomplete("environment", {"failed": "x"}, found, False)
+    assert not incomplete("environment", {}, found, False)

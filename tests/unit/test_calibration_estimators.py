@@ -263,3 +263,13 @@ def test_entropy_keeps_the_range_of_discrete_values(levels: int) -> None:
     clipped = float((values > found.magnitude).mean())
     assert clipped <= 0.01
     assert found.high >= 1.0 - 1.0 / (levels - 1)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+def test_how_many_candidates_go_together_changes_no_estimate(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    values = np.random.default_rng(4).standard_t(4, size=20_000).astype(np.float32)
+    histogram = histogram_of(values)
+    expected = estimates(histogram, 99.99)
+    monkeypatch.setattr("optimizer.calibration.divergence._BLOCK", block)
+    monkeypatch.setattr("optimizer.calibration.rounding_error._BLOCK", block)
+    assert estimates(histogram, 99.99) == expected

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.calibration.histogram import BINS, RunningHistogram
+from optimizer.calibration.histogram import BINS, CountingRoom, RunningHistogram
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -73,3 +73,26 @@ def test_memory_does_not_grow_with_the_data() -> None:
         histogram.fold(np.random.default_rng(seed).normal(size=10_000).astype(np.float32) * seed)
     assert histogram.counts.nbytes == before
     assert histogram.total == 200_000
+
+
+def test_a_room_that_held_other_values_before_changes_no_count() -> None:
+    rng = np.random.default_rng(1)
+    room = CountingRoom()
+    parts = [(rng.normal(size=size) * 10.0**power).astype(np.float32) for size, power in ((150_000, 2), (70_000, 9))]
+    parts += [np.abs(parts[0]), np.zeros(65_537, np.float32), parts[0][:3], parts[0][:0]]
+    kept = RunningHistogram()
+    for part in parts:
+        assert kept.fold(part, room)
+    fresh = folded(*parts)
+    np.testing.assert_array_equal(kept.counts, fresh.counts)
+    assert kept.total == sum(part.size for part in parts)
+    expected, _ = np.histogram(np.concatenate(parts).astype(np.float64), bins=kept.edges)
+    np.testing.assert_array_equal(kept.counts, expected)
+
+
+def test_a_value_that_is_not_finite_leaves_the_counts_of_earlier_blocks_out() -> None:
+    values = np.ones(200_000, np.float32)
+    values[-1] = np.inf
+    histogram = folded(np.full(5, 0.5, np.float32))
+    assert not histogram.fold(values)
+    assert (histogram.total, histogram.maximum) == (5, 0.5)

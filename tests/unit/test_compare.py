@@ -11,6 +11,7 @@ import pytest
 from compare_runs import RIGHT, lose, paces, usual
 
 from optimizer.compare import Check, Comparison, compare
+from optimizer.compare.latency import change_between
 from optimizer.errors import UsageError
 from optimizer.recipe.model import Gate, MetricLimit, SpeedupLimit
 from optimizer.report.read import read_report
@@ -309,3 +310,48 @@ def test_two_recipes_are_named(before: Path, tmp_path: Path) -> None:
     text = (after / "report.json").read_text().replace('"name": "demo"', '"name": "other"')
     (after / "report.json").write_text(text)
     assert judged(before, after).notes == ("The reports are of two recipes, demo and other.",)
+
+
+def opened_anew(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A candidate and its baseline, equal but for where their memory lies in each of 6 openings."""
+    rng = np.random.default_rng(seed)
+    lies, rounds = rng.lognormal(0, 0.01, (2, 6)).repeat(10, axis=1), rng.lognormal(0, 0.01, (2, 60))
+    own, base = (lies * rounds)[:, :, None] * rng.lognormal(0, 0.01, (2, 60, 5))
+    return own, base
+
+
+def test_openings_are_what_a_comparison_draws_from() -> None:
+    """Rounds of one opening resemble each other: taken as rounds of their own, they know too much."""
+    openings = ((10,) * 6, (10,) * 6)
+    wider = 0
+    for seed in range(0, 16, 2):
+        before, after = opened_anew(seed), opened_anew(seed + 1)
+        known, unknown = (change_between(before, after, BASE, found) for found in (openings, ((), ())))
+        assert (known.raw.degrees, known.best.degrees) == (5, 5)
+        (low, high), (tight_low, tight_high) = known.best.interval(0.99), unknown.best.interval(0.99)
+        assert low <= 1 <= high
+        wider += high / low > tight_high / tight_low
+    assert wider >= 7
+
+
+def reopened(folder: Path, seed: int, pace: float) -> Path:
+    """A run whose candidates were opened 6 times."""
+    rounds = {BASE: paces(seed, 4.0), INT8: paces(seed + 100, pace)}
+    run = usual(folder, seed, latency=rounds)
+    np.savez(run / "latency.npz", **{f"{n}/1": timed for n, timed in rounds.items()}, **{"openings/1": [10] * 6})
+    return run
+
+
+def test_a_slowdown_of_every_opening_is_a_regression(tmp_path: Path) -> None:
+    found = judged(reopened(tmp_path / "one", 0, 1.0), reopened(tmp_path / "other", 1, 1.5))
+    assert check(found, "latency").finding == "fail"
+
+
+def test_openings_of_other_rounds_are_not_believed(tmp_path: Path) -> None:
+    one, other = (reopened(tmp_path / name, seed, 1.0) for seed, name in enumerate("ab"))
+    with np.load(other / "latency.npz") as stored:
+        arrays = dict(stored)
+    np.savez(other / "latency.npz", **{**arrays, "openings/1": [10] * 5})
+    found = check(judged(one, other), "latency")
+    assert found.finding == "inconclusive"
+    assert "openings of other rounds" in found.sentence

@@ -324,6 +324,41 @@ def test_an_engine_that_delivers_less_than_the_recipe_accepts_is_refused(shares,
         _check_delivered(receipt, "int8", at_least, "engine")
 
 
+def inspected(kind):
+    """The two layers of `small` as the inspector of TensorRT 10 tells them: one text for format and type."""
+    from optimizer.graph.engine_inspector import rows
+
+    tensor = [{"Name": "t", "Dimensions": [4, 8], "Format/Datatype": kind}]
+    layers = [
+        {"Name": f"{name}_myl0_1", "LayerType": "gemm", "Inputs": tensor, "Outputs": tensor}
+        | {"Metadata": f"[ONNX Layer: {name}]"}
+        for name in ("fc1", "fc2")
+    ]
+    return rows(json.dumps({"Layers": layers}), "plan")
+
+
+@pytest.mark.parametrize(("kind", "share"), [("Half", {"fp16": 1.0}), ("Float", {"fp32": 1.0})])
+def test_the_receipt_of_tensorrt_is_the_inspectors(tmp_path, monkeypatch, kind, share):
+    """What its builder logs is read without types; the graph's own would then count, whatever the engine does."""
+    weights = [numpy_helper.from_array(np.ones((8, 8), np.float16), name) for name in ("w1", "w2")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], name="fc1"),
+        helper.make_node("MatMul", ["h", "w2"], ["y"], name="fc2"),
+    ]
+    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["batch", 8]) for n in ("x", "y"))
+    onnx.save(model(nodes, [given], [made], weights), tmp_path / "model.onnx")
+    monkeypatch.setattr("optimizer.stages.engine._kernels", lambda built, plan: inspected(kind))
+    logged = table(
+        [("VERBOSE", "Name: fc1, LayerType: CaskGemm, Inputs: [ { Name: x, Format/Datatype: Half }], Outputs: []")]
+    )
+    assert logged[0]["inputs"] == []
+    built = {"package": "tensorrt", "version": "10.13.0", "compute_capabilities": [], "inputs": [], "outputs": []}
+    built |= {"profiles": [], "options": {"workspace": 1}, "retry": None, "timing_cache": None, "layers": logged}
+    stage = EngineTensorRT(profile=BATCH, precision="fp16")
+    stage._write_receipt(built | {"tables": {}}, Artifact("onnx", tmp_path, "a" * 64), tmp_path, print)
+    assert json.loads((tmp_path / "engine.json").read_text())["precision"] == share
+
+
 # Options, with the real TensorRT-RTX.
 def with_options(folder, **options):
     one = Bench(folder)

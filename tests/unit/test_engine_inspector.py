@@ -183,6 +183,21 @@ def test_dynamic_axes_get_their_usual_size_before_the_engine_is_read(gpu, tmp_pa
     assert gpu == [0]
 
 
+@pytest.mark.parametrize(
+    ("receipt", "trusted", "allowed"),
+    [({}, False, False), ({"version_compatible": True}, False, True), ({}, True, True)],
+)
+def test_a_lean_runtime_is_run_where_the_receipt_or_the_caller_says_so(
+    gpu, tmp_path, monkeypatch, receipt, trusted, allowed
+):
+    library = stand_in(Engine())
+    monkeypatch.setattr("importlib.import_module", lambda name: library)
+    (tmp_path / "engine.plan").write_bytes(b"plan")
+    (tmp_path / "engine.json").write_text(json.dumps({"options": receipt}))
+    read_plan(tmp_path / "engine.plan", "tensorrt", trusted=trusted)
+    assert getattr(library.Runtime(None), "engine_host_code_allowed", False) is allowed
+
+
 def test_a_plan_that_does_not_open_is_told_and_the_gpu_is_given_back(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: stand_in(None))
     (tmp_path / "engine.plan").write_bytes(b"plan")

@@ -146,6 +146,14 @@ def test_a_library_that_keeps_another_value_is_refused(made: Any) -> None:
     )
 
 
+def test_the_plugins_of_tensorrt_are_there_before_the_graph_is_parsed(made: Any) -> None:
+    fake = Fake()
+    calls: list[Any] = []
+    fake.init_libnvinfer_plugins = lambda *given: calls.append((*given, len(fake.configs)))  # type: ignore[attr-defined]
+    made(fake)
+    assert calls == [(None, "", 0)]
+
+
 # The timing cache.
 def test_a_cache_that_is_not_locked_is_continued_beside_the_plan_and_never_written_back(
     made: Any, tmp_path: Path

@@ -102,12 +102,20 @@ def test_one_that_cannot_execute_is_not_proven_and_says_so(tmp_path: Path) -> No
 
 def test_the_budget_is_that_of_the_stage_that_gives_up_most(tmp_path: Path) -> None:
     fp16 = subject(tmp_path)
-    assert budget(fp16).min_sqnr_db == 25.0  # the engine's limit, below float16's 30
-    assert budget(replace(fp16, runtime="onnxruntime")).min_sqnr_db == 30.0
-    assert budget(replace(fp16, runtime="onnxruntime", precision="int8")).min_sqnr_db == 10.0
-    exact = budget(replace(fp16, runtime="onnxruntime", precision="fp32", device="cpu"))
+    assert budget(fp16, fp16).min_sqnr_db == 25.0  # the engine's limit, below float16's 30
+    assert budget(replace(fp16, runtime="onnxruntime"), fp16).min_sqnr_db == 30.0
+    assert budget(replace(fp16, runtime="onnxruntime", precision="int8"), fp16).min_sqnr_db == 10.0
+
+
+def test_float32_is_held_to_float32_where_neither_side_is_a_gpus(tmp_path: Path) -> None:
+    """A GPU multiplies as TF32 by default: a baseline there is no measure of a CPU's last bits."""
+    on_gpu = replace(subject(tmp_path), runtime="onnxruntime", precision="fp32")
+    on_cpu = replace(on_gpu, device="cpu")
+    exact = budget(on_cpu, on_cpu)
     assert exact.exact_integers
     assert exact.atol == 1e-4
+    for own, base in ((on_cpu, on_gpu), (on_gpu, on_cpu), (on_gpu, on_gpu)):
+        assert budget(own, base).min_sqnr_db == 40.0
 
 
 def test_the_baseline_answers_each_feed_once() -> None:

@@ -204,3 +204,14 @@ def test_the_plan_itself_is_read_where_a_gpu_opens_it(tmp_path, monkeypatch, ope
     else:
         assert document["layers_from"] == "engine.json (the plan does not open here)"
         assert document["precision"] == {"fp32": 1.0}
+
+
+def test_without_the_graph_the_receipt_says_what_a_node_computes_in():
+    """Its kernels write several types: those of the node, of what is fused to it, of a kernel that quantizes for it."""
+    alone = [{**document, "nodes": [], "graph_nodes": {}} for document in (float_engine(), int8_engine())]
+    alone[1]["layers"][1]["onnx_nodes"] = ["conv", "dq"]
+    told = [{**alone[0], "executed": {"conv": "fp32"}}, {**alone[1], "executed": {"conv": "int8"}}]
+    found = {row["name"]: row["precision"] for row in engine_difference(*told)["others"]}
+    assert found["conv"] == ["fp32", "int8"]
+    blind = {row["name"]: row["precision"] for row in engine_difference(*alone).get("others", [])}
+    assert blind.get("conv") != ["fp32", "int8"]

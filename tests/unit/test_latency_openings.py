@@ -30,10 +30,11 @@ class Openings:
     def __init__(self, clock: Clock, paces: list[float], seconds: float = 0.0) -> None:
         self.clock, self.paces, self.seconds = clock, paces, seconds
         self.opened = self.closed = 0
+        self.later: float | None = None  # what each opening but the first takes
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Mapping[str, Any]]:
-        self.clock.now += round(self.seconds * 1e9)
+        self.clock.now += round((self.later if self.opened and self.later is not None else self.seconds) * 1e9)
         pace = self.paces[self.opened]
         self.opened += 1
         yield {
@@ -79,11 +80,50 @@ def test_no_two_openings_have_the_same_order_of_turns(clock: Clock) -> None:
 
 
 def test_what_takes_long_to_open_is_opened_once(clock: Clock) -> None:
-    openings = Openings(clock, [1.0], seconds=0.6)
+    openings = Openings(clock, [1.0], seconds=30)
     found = measured(openings)
     assert openings.opened == 1
     assert found.series["own"][4].detail()["openings"] == 1
     assert len(found.series["own"][4].rounds_ms) >= 20
+
+
+def test_importing_the_runtimes_is_no_reason_to_open_once(clock: Clock) -> None:
+    """The first opening of a process imports them: seconds, where the next ones take a tenth."""
+    openings = Openings(clock, [1.0] * 7, seconds=4.0)
+    openings.later = 0.01
+    assert measured(openings).series["own"][4].detail()["openings"] == 6
+    assert (openings.opened, openings.closed) == (7, 7)
+    slow = Openings(clock, [1.0] * 2, seconds=4.0)
+    assert measured(slow).series["own"][4].detail()["openings"] == 1
+    assert slow.opened == 2
+
+
+def test_what_compiles_in_its_first_call_takes_long_to_open(clock: Clock) -> None:
+    class Compiled(Openings):
+        @contextlib.contextmanager
+        def __call__(self) -> Iterator[Mapping[str, Any]]:
+            self.opened += 1
+            yield {
+                name: Runner(name, self.clock, [], lambda n: 30_000.0 if n == 0 else 1.0) for name in ("base", "own")
+            }
+
+    openings = Compiled(clock, [])
+    assert measured(openings).series["own"][4].detail()["openings"] == 1
+    assert openings.opened == 1
+
+
+def test_slow_models_are_measured_in_few_rounds_of_many_openings(clock: Clock) -> None:
+    """Four rounds each would take four times the budget."""
+
+    class Slow(Openings):
+        @contextlib.contextmanager
+        def __call__(self) -> Iterator[Mapping[str, Any]]:
+            self.opened += 1
+            yield {name: Runner(name, self.clock, [], lambda _: 190.0) for name in ("base", "own")}
+
+    found = measured(Slow(clock, []), seconds=1.0).series["own"][4]
+    assert found.openings == (2,) * 6
+    assert found.mask.all()
 
 
 def test_an_opening_that_happens_to_be_slow_is_no_difference(clock: Clock) -> None:
@@ -92,7 +132,7 @@ def test_an_opening_that_happens_to_be_slow_is_no_difference(clock: Clock) -> No
     found = measured(Openings(clock, paces)).difference("own", 4)
     assert found is not None
     assert found.kind == "undecided"
-    alone = measured(Openings(clock, paces[:1], seconds=9.0)).difference("own", 4)
+    alone = measured(Openings(clock, paces[:1], seconds=30)).difference("own", 4)
     assert alone is not None
     assert alone.kind == "slower"
 
@@ -140,3 +180,12 @@ def test_openings_of_unequal_length_are_drawn_and_an_empty_one_is_left_out() -> 
     series = Series(samples, 0, disturbed, (2, 7, 3))
     assert series.counted_openings == (7, 3)
     assert Series(samples, 0).counted_openings == ()
+
+
+def test_openings_are_stored_beside_the_rounds_that_count() -> None:
+    samples = np.random.default_rng(0).lognormal(0, 0.05, (12, 5))
+    disturbed = (True, True, *(False,) * 10)
+    stored = LatencySession("base", {"base": {1: Series(samples, 0, disturbed, (2, 7, 3))}}).arrays()
+    assert stored["openings/1"].tolist() == [7, 3]
+    assert stored["openings/1"].sum() == len(stored["base/1"])
+    assert "openings/1" not in LatencySession("base", {"base": {1: Series(samples, 0, (), (12,))}}).arrays()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -197,38 +196,6 @@ def test_quality_is_that_of_onnxruntimes_own_quantizer_or_better(tmp_path: Path)
         made = quantized(make(), {"image": np.stack(arrays)}, tmp_path).model
         ours = sqnr_db(reference, infer(made, unseen, tmp_path)[0])
         assert ours > theirs - 0.3, make.__name__
-
-
-def test_integers_are_faster_than_float_at_batch_1_on_one_thread(tmp_path: Path) -> None:
-    import onnxruntime as ort
-
-    text = """g (float[batch, 3, 32, 32] image) => (float[batch, 64, 32, 32] y) {
-      a = Conv <pads = [1, 1, 1, 1]> (image, w0, b0)
-      r = Relu (a)
-      b = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)
-      s = Relu (b)
-      c = Conv <pads = [1, 1, 1, 1]> (s, w1, b1)
-      y = Relu (c)
-    }"""
-    model = build(text, {"w0": (64, 3, 3, 3), "b0": (64,), "w1": (64, 64, 3, 3), "b1": (64,)})
-    feed = {"image": np.stack(pictures(4, 32))}
-    integers = quantized(
-        build(text, {"w0": (64, 3, 3, 3), "b0": (64,), "w1": (64, 64, 3, 3), "b1": (64,)}), feed, tmp_path
-    )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = [
-        ort.InferenceSession(m.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for m in (model, integers.model)
-    ]
-    one = {"image": feed["image"][:1]}
-    fastest = [float("inf"), float("inf")]
-    for _ in range(30):  # interleaved, and the fastest of each: what else the machine does only ever adds time
-        for i, session in enumerate(sessions):
-            start = time.perf_counter()
-            session.run(None, one)
-            fastest[i] = min(fastest[i], time.perf_counter() - start)
-    assert fastest[1] < fastest[0]
 
 
 def test_samples_class_yields_named_pictures() -> None:

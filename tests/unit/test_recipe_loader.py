@@ -317,13 +317,6 @@ def test_whatever_stands_in_a_recipe_is_accepted_or_refused_in_at_most_15_lines(
         assert 0 < len(str(error).splitlines()) <= 15  # noqa: PT017
 
 
-def test_loading_is_quick(folder):
-    load(folder)
-    started = time.perf_counter()
-    load(folder)
-    assert time.perf_counter() - started < 0.06
-
-
 def test_loading_imports_no_heavy_package(folder):
     load(folder)
     code = (

@@ -131,10 +131,10 @@ def test_tensorrt_provider_stands_before_cuda_and_keeps_the_graphs_precision(gpu
     assert (name, second, third) == (TENSORRT, CUDA, CPU)
     assert {k: options[k] for k in options if not k.startswith("trt_profile")} == {
         "device_id": "0",
-        "trt_engine_cache_enable": "0",
-        "trt_timing_cache_enable": "0",
-        "trt_fp16_enable": "0",
-        "trt_int8_enable": "0",
+        "trt_engine_cache_enable": "False",
+        "trt_timing_cache_enable": "False",
+        "trt_fp16_enable": "False",
+        "trt_int8_enable": "False",
     }
     assert options["trt_profile_max_shapes"] == "x:16x8"
 

@@ -352,6 +352,27 @@ def test_memory_and_transfers_are_told(machine: Any, tmp_path: Path) -> None:
         assert session.device_memory_bytes == 2 * X.nbytes
 
 
+@pytest.mark.parametrize(("options", "allowed"), [({"version_compatible": True}, True), ({}, False)])
+def test_only_a_plan_that_says_so_may_run_the_lean_runtime_in_it(
+    machine: Any, tmp_path: Path, options: dict[str, Any], allowed: bool
+) -> None:
+    """TensorRT refuses a version-compatible plan unless it is told to trust its code."""
+    machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path, options=options), package="tensorrt") as session:
+        assert getattr(session._runtime, "engine_host_code_allowed", False) is allowed
+
+
+@pytest.mark.parametrize(("package", "registered"), [("tensorrt", [(None, "", 0)]), ("tensorrt_rtx", [])])
+def test_the_plugins_of_tensorrt_are_there_before_a_plan_is_opened(
+    machine: Any, tmp_path: Path, package: Any, registered: list[Any]
+) -> None:
+    here = machine()
+    calls: list[Any] = []
+    here.trt.init_libnvinfer_plugins = lambda *given: calls.append((*given, len(here.trt.engines)))
+    with TensorRTSession(fake_gpu.plan(tmp_path), package=package):
+        assert calls == registered
+
+
 def test_real_bindings_have_every_name_that_the_fake_has() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx package")
     pairs = [
@@ -378,6 +399,8 @@ def test_real_bindings_have_every_name_that_the_fake_has() -> None:
     for name in ("streamable_weights_size", "weight_streaming_budget_v2", "device_memory_size_v2"):
         assert hasattr(trt.ICudaEngine, name)
     assert hasattr(trt.TensorFormat, "LINEAR")
+    assert hasattr(trt.Runtime, "engine_host_code_allowed")
+    assert trt.init_libnvinfer_plugins(None, "")
 
 
 def test_real_bindings_take_our_profiler() -> None:

@@ -24,6 +24,18 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
         TorchCompileRunner(Artifact("checkpoint", tmp_path, "0" * 64)).open()
 
 
+def test_triton_needs_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_compile.module, "missing", lambda device: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "no gcc or clang here" in (TorchCompileRunner.missing("cuda:0") or "")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "clang" else None)
+    assert TorchCompileRunner.missing("cuda:0") is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs triton" in (TorchCompileRunner.missing("cuda:0") or "")
+
+
 def test_graphs_of_cuda_need_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="there are no CUDA graphs on the CPU"):
         TorchCompileSession(tmp_path, cuda_graphs=True)
