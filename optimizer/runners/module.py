@@ -91,7 +91,8 @@ class TorchSession(Session):
         mode, forward = torch.inference_mode(), self._bound_forward()
         # The call returned is timed and so explains nothing: what forward() refuses, or imports late, it does here.
         with mode, self._explained(checked):
-            loaded.name_outputs(forward(*positional, **named))
+            loaded.name_outputs(self._first_forward()(*positional, **named))
+            forward(*positional, **named)
 
         def on_cpu() -> None:
             with mode:
@@ -130,6 +131,10 @@ class TorchSession(Session):
         loaded = self._alive()
         named = {name: tensors[name] for name in loaded.keywords}
         return [tensors[spec.name] for spec in loaded.inputs if spec.name not in named], named
+
+    def _first_forward(self) -> Callable[..., Any]:
+        """Return what binding runs once, where a refusal is explained."""
+        return self._bound_forward()
 
     def _bound_forward(self) -> Callable[..., Any]:
         """Return what a bound call runs."""

@@ -347,7 +347,7 @@ def test_the_receipt_of_tensorrt_is_the_inspectors(tmp_path, monkeypatch, kind, 
     ]
     given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["batch", 8]) for n in ("x", "y"))
     onnx.save(model(nodes, [given], [made], weights), tmp_path / "model.onnx")
-    monkeypatch.setattr("optimizer.stages.engine._kernels", lambda built, plan: inspected(kind))
+    monkeypatch.setattr("optimizer.stages.engine._kernels", lambda built, plan, _: inspected(kind))
     logged = table(
         [("VERBOSE", "Name: fc1, LayerType: CaskGemm, Inputs: [ { Name: x, Format/Datatype: Half }], Outputs: []")]
     )
