@@ -25,7 +25,9 @@ from optimizer.runtime.session import Feed
 WARMUP_CALLS = 5
 WARMUP_S = 0.3
 _SCENARIOS = {"single_stream": "SingleStream", "offline": "Offline", "server": "Server"}
-_OFFLINE_SLACK = 1.2  # besides LoadGen's own 1.1: an offline run that ends before its time is INVALID
+_OFFLINE_SLACK = (
+    2.5  # besides LoadGen's own 1.1: a run that ends early is INVALID, and neighbours slow what finds the pace
+)
 _STALL_S = 1.0  # a server that falls behind by more is overloaded, and LoadGen ends the test
 _STALL_LATENCIES = 20.0
 _FEWEST_OUTSTANDING = 256
