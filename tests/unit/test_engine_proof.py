@@ -130,3 +130,13 @@ def test_the_baseline_answers_each_feed_once() -> None:
     for batch in (1, 3, 1, 3, 3):
         remembered.infer({"x": np.ones((batch, 4), np.float32)})
     assert asked == [1, 3]
+
+
+def test_a_runtime_is_held_to_its_int8_graph_more_strictly_than_int8_to_float32(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 gave equal rows of a batch other answers, 20 dB from its graph, within int8's own budget."""
+    from optimizer.pipeline.prove import INT8_EXECUTION_DB, budget, of_execution
+
+    int8 = replace(
+        subject(tmp_path), precision="int8", runtime="openvino", device="cpu", artifact=Artifact("onnx", tmp_path, "")
+    )
+    assert (budget(int8, int8).min_sqnr_db or 0) < 20 < INT8_EXECUTION_DB == of_execution(int8).min_sqnr_db
