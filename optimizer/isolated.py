@@ -31,7 +31,14 @@ _START = (
 )
 _HOME = str(Path(__file__).absolute().parent.parent)
 _PR_SET_PDEATHSIG = 1
-_OUT_OF_MEMORY = ("std::bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory", "OutOfMemory")
+_OUT_OF_MEMORY = (
+    "Memory allocation still failed",
+    "std::bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+    "out of memory",
+    "OutOfMemory",
+)
 _NO_MEMORY = ("std::bad_alloc", "Cannot allocate memory", "Arena alloc failed")  # other words for a MemoryError
 _TAIL_BYTES = 16384
 _LINE_LENGTH = 300

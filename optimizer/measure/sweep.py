@@ -13,6 +13,7 @@ import numpy as np
 from optimizer.errors import MeasurementError, UsageError
 from optimizer.measure.bootstrap import Ratio, block_length, interleaved_ratio, widened
 from optimizer.measure.latency import LatencySession, Timed, blamed, measure_latency
+from optimizer.measure.series import Series
 from optimizer.measure.statistics import RESAMPLES, SEED, Floats, Interval
 from optimizer.results import Latency
 from optimizer.runner import Runner
@@ -137,7 +138,7 @@ def sweep(
             raise MeasurementError(f"no batch can run: {'; '.join(failed.values())}", where="measure.sweep")
         session = _in_turns(bound, seconds)
     points = {
-        int(name): _point(int(name), per[0].latency(), per[0].counted_ms, budget_ms, percentile)
+        int(name): _point(int(name), _detailed(per[0]), per[0].counted_ms, budget_ms, percentile)
         for name, per in session.series.items()
     }
     best, reasons = choose_best(points, budget_ms, percentile)
@@ -155,6 +156,11 @@ def _in_turns(bound: Mapping[str, Timed], seconds: float) -> LatencySession:
     except MeasurementError as error:
         said = error.what.replace("at batch 0", f"at batch {error.where}", 1)
         raise MeasurementError(said, where="measure.sweep", hint=error.hint) from error
+
+
+def _detailed(series: Series) -> Latency:
+    """Return the latency with what scattered and what was disturbed."""
+    return Latency.model_validate(series.latency().model_dump() | series.detail())
 
 
 def _point(batch: int, latency: Latency, rounds_ms: Floats, budget_ms: float | None, percentile: int) -> Point:

@@ -61,7 +61,8 @@ def _sweep(c: CandidateReport) -> list[Cells]:
     for batch, point in c.sweep["points"].items():
         times = tuple(fmt.ms(point["latency_ms"][name], unit=False) for name in ("p50", "p90", "p99"))
         said = "; ".join(c.sweep["reasons"]) if c.sweep["best_batch"] == int(batch) else ""
-        rows.append((batch, *times, fmt.rate(point["items_per_second"]), point["held"] or fmt.DASH, said))
+        held = (point["held"] or fmt.DASH) + ("; disturbed" if point["latency_ms"]["disturbed"] else "")
+        rows.append((batch, *times, fmt.rate(point["items_per_second"]), held, said))
     if c.sweep["best_batch"] is None:
         rows.append((*[fmt.DASH] * 6, "; ".join(c.sweep["reasons"])))
     return rows

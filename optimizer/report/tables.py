@@ -102,7 +102,7 @@ def _latency(report: Report, c: CandidateReport) -> list[Cells]:
         times = tuple(fmt.ms(v, unit=False) for v in (timed.p50, timed.p90, timed.p99, timed.mean))
         gain = (fmt.ratio(speedup.value), fmt.interval(speedup.ci95, fmt.ratio)) if speedup else (fmt.DASH, fmt.DASH)
         items = fmt.rate(throughput) if throughput is not None else fmt.DASH
-        spread = fmt.part(timed.cv) if timed.cv is not None else fmt.DASH
+        spread = f"{timed.cv:.0%}" if timed.cv is not None else fmt.DASH
         stable = "yes" if timed.stable else f"no: {timed.unstable}" if timed.unstable else "no"
         held = f"{stable}, disturbed" if timed.disturbed else stable
         verdict = speedup.difference.kind if speedup and speedup.difference else fmt.DASH
@@ -144,7 +144,7 @@ def resources_table(report: Report) -> Table:
     """Return files, and energy and memory where they were measured."""
     extra = [
         (title, key)
-        for title, key in (("Energy per item", "energy_mj_per_item"), ("Peak memory", "peak_memory_bytes"))
+        for title, key in (("Energy per item", "energy_mj_per_item"), ("Own memory", "peak_memory_bytes"))
         if any(getattr(c, key) is not None for c in report.candidates)
     ]
     columns = (
