@@ -129,7 +129,7 @@ def usable_cores() -> int:
     """Return how many processors this process may use: its affinity, and no more than its cgroup's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [allowed]
-    for group in _groups("cpu"):
+    for group in cgroups("cpu"):
         limit = (_text(group / "cpu.max") or "").split()
         if not limit:
             limit = [_text(group / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
@@ -143,7 +143,7 @@ def usable_memory_bytes() -> int:
     found = re.search(r"^MemTotal:\s+(\d+) kB", _text(Path("/proc/meminfo")) or "", re.MULTILINE)
     total = int(found.group(1)) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [total]
-    for group in _groups("memory"):
+    for group in cgroups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = (_text(group / name) or "").strip()
             if text.isdigit() and int(text) < _UNLIMITED:
@@ -151,7 +151,7 @@ def usable_memory_bytes() -> int:
     return min(limits)
 
 
-def _groups(controller: str) -> list[Path]:
+def cgroups(controller: str) -> list[Path]:
     """Return this process's cgroup folders, innermost first: a parent's limit binds as well."""
     found: list[Path] = []
     for line in (_text(Path("/proc/self/cgroup")) or "").splitlines():

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from optimizer.environment import _groups as cgroups
+from optimizer.environment import cgroups
 from optimizer.errors import MissingToolError
 from optimizer.measure.gpu_watch import GpuWatch, held_down
 from optimizer.measure.nvml import opened

@@ -167,12 +167,13 @@ class Engine(Stage, ABC):
         from optimizer.graph.trtexec import trtexec
 
         kernels = _kernels(built, workdir / self.main_file, note)
-        receipts = {capability: engine_receipt(graph.file, rows) for capability, rows in built["tables"].items()}
+        model = onnx.load(graph.file, load_external_data=False)
+        receipts = {capability: engine_receipt(model, rows) for capability, rows in built["tables"].items()}
         # TensorRT, which builds beside its GPU alone, logs the types of a layer in another form: its inspector counts.
-        receipt = merge(receipts, self.precision) if receipts else engine_receipt(graph.file, kernels)
+        receipt = merge(receipts, self.precision) if receipts else engine_receipt(model, kernels)
         _check_delivered(receipt, self.precision, self.at_least, self.name)
         usual = {axis: sizes[1] for axis, sizes in self.profile.items()}
-        layers = joined(kernels, onnx.load(graph.file, load_external_data=False), usual)
+        layers = joined(kernels, model, usual)
         # The file by its name alone: where it lay says nothing elsewhere.
         cache = self.timing_cache and {"path": Path(self.timing_cache.path).name, "locked": self.timing_cache.locked}
         document = {

@@ -166,7 +166,7 @@ def test_cgroup_limits_bind_cores_and_memory(monkeypatch, tmp_path):
     (inner / "cpu.max").write_text("max 100000\n")
     (inner.parent / "cpu.max").write_text("50000 100000\n")
     (inner / "memory.max").write_text("1000000\n")
-    monkeypatch.setattr(env, "_groups", lambda _: [inner, inner.parent])
+    monkeypatch.setattr(env, "cgroups", lambda _: [inner, inner.parent])
     assert env.usable_cores() == 1
     assert env.usable_memory_bytes() == 1_000_000
 
@@ -175,9 +175,9 @@ def test_unlimited_cgroup_leaves_the_machines_memory(monkeypatch, tmp_path):
     (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     (tmp_path / "cpu.cfs_quota_us").write_text("-1\n")
     (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
-    monkeypatch.setattr(env, "_groups", lambda _: [])
+    monkeypatch.setattr(env, "cgroups", lambda _: [])
     bare = env.usable_memory_bytes(), env.usable_cores()
-    monkeypatch.setattr(env, "_groups", lambda _: [tmp_path])
+    monkeypatch.setattr(env, "cgroups", lambda _: [tmp_path])
     assert (env.usable_memory_bytes(), env.usable_cores()) == bare
 
 
