@@ -155,10 +155,6 @@ class LatencySession:
                 }
         return document
 
-    def samples_ms(self) -> dict[str, dict[int, Floats]]:
-        """Every sample that counts, by candidate and batch, as [rounds, calls]."""
-        return {n: {b: s.counted_ms for b, s in per.items()} for n, per in self.series.items()}
-
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Every sample for `latency.npz`: those that count under `NAME/BATCH`; where rounds were left out, these under
         `NAME/BATCH/left_out`, and under `rounds/BATCH` which of all rounds count, in order. Of several openings

@@ -64,7 +64,7 @@ class Bench:
     evaluation_digest: str
     device: str
     remeasure: bool
-    logs: Path | None = None  # a run's folder for what explains failures
+    logs: Path  # a run's folder for what explains failures
     check_unchanged: Callable[[], None] = lambda: None  # raises when the evaluation data changed meanwhile
 
 

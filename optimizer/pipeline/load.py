@@ -150,8 +150,7 @@ class _Load:
 
     def _log(self, what: str) -> Path:
         """The folder of a child's log, which an error names: it must outlive the measurement."""
-        logs = self._bench.logs
-        return (logs or self._bench.store.root.resolve().parent / "logs") / f"{self._subject.name}.{what}"
+        return self._bench.logs / f"{self._subject.name}.{what}"
 
     def _feed(self, batch: int, start: int = 0) -> dict[str, Array]:
         return feed(self._bench.splits.evaluation, self._inputs, batch, start)

@@ -169,10 +169,7 @@ class Proof:
         return self._trials[inputs]
 
     def _folder(self, subject: Subject) -> Path:
-        if self.bench.logs is not None:
-            return self.bench.logs / f"{subject.name}.fault"
-        name = f"{subject.name}-{subject.artifact.digest[:8]}"
-        return self.bench.store.root.resolve().parent / "faults" / self.bench.recipe.name / name
+        return self.bench.logs / f"{subject.name}.fault"
 
     def _chain(self, subject: Subject) -> list[Link]:
         """Return the artifacts between the baseline and the candidate, as far as the store has them."""

@@ -62,7 +62,7 @@ def bench(folder: Path) -> Any:
     )
     store = SimpleNamespace(root=folder / "home" / "store")
     return SimpleNamespace(
-        recipe=recipe, splits=SimpleNamespace(evaluation=samples), store=store, device="cpu", logs=None
+        recipe=recipe, splits=SimpleNamespace(evaluation=samples), store=store, device="cpu", logs=folder / "logs"
     )
 
 

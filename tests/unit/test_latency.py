@@ -37,14 +37,14 @@ def test_percentiles_speedup_and_throughput_are_those_of_the_calls(clock: Clock)
     assert fast["speedup"]["ci95"] == pytest.approx((3.0, 3.0))
     assert document["base"]["4"]["speedup"] is None
     assert fast["latency"]["stable"]
-    assert np.median(found.samples_ms()["fast"][4]) == pytest.approx(1.0)
+    assert np.median(found.series["fast"][4].counted_ms) == pytest.approx(1.0)
 
 
 def test_every_timed_call_is_kept_and_counted(clock: Clock) -> None:
     log: list[str] = []
     found = session(clock, base=3.0, fast=1.0, log=log)
     for name in ("base", "fast"):
-        samples, said = found.samples_ms()[name][4], found.to_json()[name]["4"]["latency"]
+        samples, said = found.series[name][4].counted_ms, found.to_json()[name]["4"]["latency"]
         assert samples.size == said["samples"]
         # Every turn begins with 2.5 ms of calls that are not timed, three or one; the rest was warm-up.
         untimed = {"base": 1, "fast": 3}[name] * len(samples)
@@ -54,8 +54,8 @@ def test_every_timed_call_is_kept_and_counted(clock: Clock) -> None:
 def test_candidates_take_turns_and_follow_no_fixed_neighbour(clock: Clock) -> None:
     log: list[str] = []
     found = session(clock, a=1.0, b=1.0, c=1.0, log=log)
-    calls = found.samples_ms()["a"][4].shape[1] + 3
-    count = len(found.samples_ms()["a"][4])
+    calls = found.series["a"][4].counted_ms.shape[1] + 3
+    count = len(found.series["a"][4].counted_ms)
     timed = log[-3 * calls * count :]
     turns = [timed[i] for i in range(0, len(timed), calls)]
     assert all(sorted(turns[i : i + 3]) == ["a", "b", "c"] for i in range(0, len(turns), 3))
@@ -70,9 +70,9 @@ def test_drift_of_the_machine_falls_on_both_sides_alike(clock: Clock) -> None:
     found = session(clock, base=slower(2.0), fast=slower(1.0))
     assert found.speedup("fast", 4).value == pytest.approx(2.0, rel=0.01)
     # The twin: one after the other, the same drift would have been taken for a difference.
-    rows = found.samples_ms()
-    half = len(rows["base"][4]) // 2
-    apart = np.median(rows["base"][4][half:]) / np.median(rows["fast"][4][:half])
+    rows = {name: per_batch[4].counted_ms for name, per_batch in found.series.items()}
+    half = len(rows["base"]) // 2
+    apart = np.median(rows["base"][half:]) / np.median(rows["fast"][:half])
     assert apart == pytest.approx(2.0, rel=0.5)
     assert abs(apart / 2.0 - 1) > 0.05
 
@@ -111,9 +111,9 @@ def test_warm_up_goes_on_until_two_windows_agree(clock: Clock) -> None:
 
 
 def test_slow_models_get_twenty_rounds_and_very_slow_ones_at_least_five(clock: Clock) -> None:
-    assert len(session(clock, base=10.0, seconds=0.2).samples_ms()["base"][4]) == 20
-    assert 5 <= len(session(clock, base=50.0, seconds=0.2).samples_ms()["base"][4]) < 20
-    assert len(session(clock, base=900.0, seconds=0.2).samples_ms()["base"][4]) == 5
+    assert len(session(clock, base=10.0, seconds=0.2).series["base"][4].counted_ms) == 20
+    assert 5 <= len(session(clock, base=50.0, seconds=0.2).series["base"][4].counted_ms) < 20
+    assert len(session(clock, base=900.0, seconds=0.2).series["base"][4].counted_ms) == 5
 
 
 def test_time_is_boxed_per_candidate(clock: Clock) -> None:
