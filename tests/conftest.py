@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -27,6 +28,14 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("OPTIMIZE_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """Draw the same numbers in each test, whichever tests of its module ran before it."""
+    for drawn in vars(request.module).values():
+        if isinstance(drawn, np.random.Generator):
+            drawn.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture(autouse=True, scope="session")
