@@ -7,9 +7,10 @@ a few waves, of another brightness each, so that neighbours resemble each other.
 process, which first times the bare forward passes over the same pictures with the same batch and threads: `ratio` is
 calibration's time over theirs (our calibrator takes a smaller batch, which bounds its memory). Each tool's own modules
 are loaded before anything is timed. Peak memory is that of the child (ru_maxrss). Ours is asked for what an int8
-variant with float residual sums, the default, needs in either dialect (--residuals: what int8 sums need, too). It finds
-all four ranges (MinMax, Percentile, Entropy, MSE) in the one pass; the stage's work is timed whole: reading the graph,
-the pass, the estimates, the noise test, writing the table. Peers run one method at a time, by default up to 128
+variant needs for TensorRT (`ours`: what layers read), for TensorRT and onnxruntime's integer kernels (`ours-both`: what
+layers write, too), and with int8 residual sums for both (`ours-sums`). It finds all four ranges (MinMax, Percentile,
+Entropy, MSE) in the one pass; the stage's work is timed whole: reading the graph, the pass, the estimates, the noise
+test, writing the table. Peers run one method at a time, by default up to 128
 pictures and with --full up to 512 (onnxruntime's Entropy and Percentile keep every activation: 15 GB at 512), MinMax
 without a limit. modelopt has its own environment, created here with pip (--modelopt
 names one that exists; "none" leaves it out).
@@ -39,6 +40,7 @@ BATCH = 16
 SIZE = 224
 MODELOPT = "nvidia-modelopt[onnx]==0.47.*"
 KEEPS_EVERYTHING = ("ort-entropy", "ort-percentile", "modelopt-max", "modelopt-entropy")
+OURS = ("ours", "ours-both", "ours-sums")
 PEERS = ("ort-minmax", "ort-entropy", "ort-percentile", "modelopt-max", "modelopt-entropy")
 
 
@@ -131,29 +133,34 @@ def forward_seconds(path: pathlib.Path, held: list[Any], count: int, threads: in
     return (time.perf_counter() - started) * count / timed
 
 
-def ours(path: pathlib.Path, held: list[Any], count: int, folder: pathlib.Path) -> None:
-    """Run the stage itself."""
-    from optimizer.data.samples import Sample, Samples
-    from optimizer.stage import StageContext
-    from optimizer.stages.calibrate import Calibrate
-    from optimizer.types import Artifact
+def ours(*dialects: str, integer_sums: bool = False) -> Callable[..., None]:
+    """Return the stage itself, as a recipe with targets of these dialects runs it."""
 
-    class Pictures(Samples):
-        def __len__(self) -> int:
-            return count
+    def run(path: pathlib.Path, held: list[Any], count: int, folder: pathlib.Path) -> None:
+        from optimizer.data.samples import Sample, Samples
+        from optimizer.stage import StageContext
+        from optimizer.stages.calibrate import Calibrate
+        from optimizer.types import Artifact
 
-        def __getitem__(self, index: int) -> Sample:
-            return Sample({"image": held[index % POOL]}, 0, f"picture-{index}")
+        class Pictures(Samples):
+            def __len__(self) -> int:
+                return count
 
-    held_pictures = Pictures()
-    context = StageContext(
-        log=folder / "log",
-        note=lambda text: print(text, file=sys.stderr),
-        progress=lambda *_: None,
-        samples=lambda _: held_pictures,
-    )
-    sources = {"graph": Artifact("onnx", path, "0"), "samples": Artifact("data", folder, "1")}
-    Calibrate(method="entropy", integer_sums=os.environ.get(RESIDUALS) == "1").run(sources, folder, context)
+            def __getitem__(self, index: int) -> Sample:
+                return Sample({"image": held[index % POOL]}, 0, f"picture-{index}")
+
+        held_pictures = Pictures()
+        context = StageContext(
+            log=folder / "log",
+            note=lambda text: print(text, file=sys.stderr),
+            progress=lambda *_: None,
+            samples=lambda _: held_pictures,
+        )
+        sources = {"graph": Artifact("onnx", path, "0"), "samples": Artifact("data", folder, "1")}
+        stage = Calibrate.model_validate({"method": "entropy", "dialects": dialects, "integer_sums": integer_sums})
+        stage.run(sources, folder, context)
+
+    return run
 
 
 def onnxruntime_calibrator(method: str) -> Callable[..., None]:
@@ -213,14 +220,15 @@ def modelopt(method: str) -> Callable[..., None]:
     return run
 
 
-RESIDUALS = "BENCHMARK_INT8_SUMS"
 MODULES = {
     "ours": ("optimizer.stages.calibrate", "optimizer.calibration.collect", "optimizer.calibration.doctor"),
     "ort": ("onnxruntime.quantization",),
     "modelopt": ("modelopt.onnx.quantization",),
 }
 WORK: dict[str, Callable[..., None]] = {
-    "ours": ours,
+    "ours": ours("tensorrt"),
+    "ours-both": ours("cpu", "tensorrt"),
+    "ours-sums": ours("cpu", "tensorrt", integer_sums=True),
     "ort-minmax": onnxruntime_calibrator("MinMax"),
     "ort-entropy": onnxruntime_calibrator("Entropy"),
     "ort-percentile": onnxruntime_calibrator("Percentile"),
@@ -280,11 +288,14 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    mine = {row["samples"]: row for row in rows if row["tool"] == "ours" and "failed" not in row}
-    found: dict[str, Any] = {f"ratio at {n} <= 1.5": mine[n]["ratio"] for n in (512, 4096) if n in mine}
-    if mine:
-        least, most = min(mine), max(mine)
-        found[f"peak memory at {most} over {least} <= 1.1"] = mine[most]["peak_bytes"] / mine[least]["peak_bytes"]
+    found: dict[str, Any] = {}
+    for tool in OURS:
+        mine = {row["samples"]: row for row in rows if row["tool"] == tool and "failed" not in row}
+        found |= {f"{tool}: ratio at {n} <= 1.5": mine[n]["ratio"] for n in (512, 4096) if n in mine}
+        if len(mine) > 1:
+            least, most = min(mine), max(mine)
+            growth = mine[most]["peak_bytes"] / mine[least]["peak_bytes"]
+            found[f"{tool}: peak memory at {most} over {least} <= 1.1"] = growth
     return found
 
 
@@ -292,7 +303,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", default="32,128,512,4096", help="how many pictures, separated by commas")
     parser.add_argument("--full", action="store_true", help="peers up to 512 pictures: some take 15 GB")
-    parser.add_argument("--residuals", action="store_true", help="ours: read what int8 residual sums need, too")
     parser.add_argument("--modelopt", default="", help="an environment to use or create; none: without modelopt")
     parser.add_argument("--json", type=pathlib.Path, help="write the results here, e.g. into benchmarks/results/")
     parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
@@ -302,7 +312,6 @@ def main() -> None:
     if arguments.child:
         child(arguments.child, arguments.graph, counts[0])
         return
-    os.environ[RESIDUALS] = str(int(arguments.residuals))
     most = 512 if arguments.full else 128
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "resnet18.onnx"
@@ -315,7 +324,7 @@ def main() -> None:
         print(f"{'tool':<18}{'count':>6}{'calibrate':>12}{'forward':>12}{'ratio':>10}{'peak':>13}")
         rows = []
         for count in counts:
-            for tool in ("ours", *peers):
+            for tool in (*OURS, *peers):
                 if tool in KEEPS_EVERYTHING and count > most:
                     continue
                 row = measure(other if tool.startswith("modelopt") else sys.executable, tool, path, count)
@@ -327,7 +336,6 @@ def main() -> None:
         document = {
             "date": datetime.date.today().isoformat(),
             "machine": {"cpu": platform.processor() or platform.machine(), "threads": threads, "batch": BATCH},
-            "int8_sums": arguments.residuals,
             "load": list(os.getloadavg()),
             "rows": rows,
             "goals": goals(rows),

@@ -22,7 +22,7 @@ from optimizer.calibration.noise import NoiseTest
 from optimizer.calibration.reading import stand_ins
 from optimizer.data.samples import Array, Batch, Samples
 from optimizer.errors import StageError
-from optimizer.graph.files import save_model
+from optimizer.graph.files import save_with_outputs
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.types import TensorSpec
 
@@ -36,7 +36,7 @@ _MOST_WORKERS = 4
 
 Role = Literal["calibration", "evaluation"]
 Progress = Callable[[int, int], None]
-Histograms = Mapping[str, RunningHistogram]
+Snapshots = Mapping[RunningHistogram, RunningHistogram]
 
 
 @dataclass(slots=True)
@@ -65,9 +65,12 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """`call` is given the samples so far and the histograms, once for each share of the samples in `shares`."""
+    """`call` is given the samples so far and, of each histogram, what it then was; once for each share in `shares`.
 
-    call: Callable[[int, Histograms], None]
+    It is called in another thread, beside the batches that follow.
+    """
+
+    call: Callable[[int, Snapshots], None]
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
 
     def due(self, before: int, now: int, total: int) -> bool:
@@ -76,14 +79,14 @@ class Watch:
 
 
 def collect(
-    model: onnx.ModelProto,
+    graph: onnx.ModelProto | Path,
     tensors: Sequence[str],
     samples: Samples,
     progress: Progress,
     watch: Watch | None = None,
     role: Role = "calibration",
 ) -> Collected:
-    """Return a histogram per tensor over all samples; `model` gets what is read as outputs.
+    """Return a histogram per tensor over all samples; a `graph` that is no file gets what is read as outputs.
 
     Samples of unlike shapes run in batches of their own, each as large as the budget allows that shape; none is left
     out. A tensor for which another stands (`stand_ins`) shares its histogram.
@@ -95,17 +98,18 @@ def collect(
         raise StageError(
             "holds no samples", where=f"{role} data", hint=f"Check data.{role}: the split's name, its place."
         )
+    source = graph if isinstance(graph, Path) else None
+    model = onnx.load(graph, load_external_data=False) if isinstance(graph, Path) else graph
     standing = stand_ins(model, tensors)
     read = sorted(set(standing.values()))
     collected = Collected({name: RunningHistogram() for name in read}, role, locks={name: Lock() for name in read})
-    _add_outputs(model, read)
     cores = len(os.sched_getaffinity(0))
     workers = min(cores, _MOST_WORKERS)
     for _ in range(workers):
         collected.rooms.put(CountingRoom())
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         path = Path(folder) / "model.onnx"
-        save_model(model, path)
+        save_with_outputs(model, read, path, source)
         with _Reading(path, threads=cores // workers) as session, ThreadPoolExecutor(workers) as pool:
             fixed = fixed_batch(session.inputs)
             fit = Fit(BATCH, _BUDGET_BYTES // workers)
@@ -120,7 +124,8 @@ def collect(
                 while len(pending) > (0 if due else workers):
                     pending.popleft().result()
                 if due and watch is not None:
-                    watch.call(collected.samples, collected.histograms)
+                    then = {histogram: histogram.copy() for histogram in collected.histograms.values()}
+                    pending.append(pool.submit(watch.call, collected.samples, then))
                 progress(collected.samples, len(samples))
             for last in pending:
                 last.result()
@@ -145,13 +150,6 @@ def refuse_noise(collected: Collected) -> None:
                 where=collected.where,
                 hint="Give real samples. Where the model is fed noise in use, too: data.calibration.synthetic: true.",
             )
-
-
-def _add_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
-    present = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
-    for name in tensors:
-        if name not in present:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
 
 
 def fixed_batch(inputs: Iterable[TensorSpec]) -> int | None:

@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 # Magnitudes of symmetric int8, and values of uint8.
 MAGNITUDES, VALUES = 128, 256
 # Candidates examined at a time: their levels stay in the processor's cache.
-_BLOCK = 64
+_BLOCK = 128
 _ROUNDS = 2
 # Of discrete values (pixels, counts) the bins between are empty and any threshold represents what it keeps exactly: the
 # divergence, in which all that is clipped counts as one bin, is zero for it. So no more than this share is clipped.
@@ -88,28 +88,26 @@ def divergences(counts: Floats, candidates: Ints, levels: int) -> Floats:
     steps = np.arange(levels + 1)
     for start in range(0, len(candidates), _BLOCK):
         bins = candidates[start : start + _BLOCK]
-        # The first bin j with floor(j * levels / i) >= g: g * i / levels, rounded up.
-        edges = (steps * bins[:, None] + (levels - 1)) // levels
-        kept = _differences(sums.take(edges))
-        spread = _differences(in_use.take(edges))
+        # The first bin j with floor(j * levels / i) >= g: g * i / levels, rounded up. Levels lie along the first axis,
+        # so that what is next to each other in memory is worked on together.
+        edges = np.multiply.outer(steps, bins)
+        edges += levels - 1
+        edges //= levels
+        kept, spread = np.diff(sums.take(edges), axis=0), np.diff(in_use.take(edges), axis=0)
         clipped = total - sums[bins]
         outermost = counts[bins - 1]
         # What is clipped fills the outermost bin of P, which is then in use whether it was or not.
-        spread[:, -1] += (outermost == 0) & (clipped > 0)
+        spread[-1] += (outermost == 0) & (clipped > 0)
         with np.errstate(divide="ignore", invalid="ignore"):  # log 0: infinite, as it should be
             logarithms = np.log(np.divide(kept, spread, out=spread), out=spread)
             reference = kept
-            reference[:, -1] += clipped
+            reference[-1] += clipped
             cross = np.multiply(reference, logarithms, out=logarithms)
             cross[reference <= 0] = 0.0
             own = logs[bins - 1] + _x_log_x(outermost + clipped)
-            found[start : start + _BLOCK] = (own - cross.sum(axis=1)) / total - np.log(total) + np.log(sums[bins])
+            found[start : start + _BLOCK] = (own - cross.sum(axis=0)) / total - np.log(total) + np.log(sums[bins])
     # Where nothing is kept at all, there is no distribution to speak of.
     return np.where(np.isfinite(found), found, np.inf)
-
-
-def _differences(rows: Floats) -> Floats:
-    return np.asarray(rows[:, 1:] - rows[:, :-1])
 
 
 def _x_log_x(values: Floats) -> Floats:

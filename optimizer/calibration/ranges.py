@@ -17,7 +17,7 @@ from optimizer.calibration.batching import Fit, fitting_batches
 from optimizer.calibration.collect import fixed_batch
 from optimizer.data.samples import Array, Batch, Samples
 from optimizer.errors import StageError
-from optimizer.graph.files import save_model
+from optimizer.graph.files import save_with_outputs
 from optimizer.graph.formats import FLOAT16
 from optimizer.graph.magnitudes import Magnitudes, float_activations
 from optimizer.graph.narrow import prepare
@@ -145,12 +145,9 @@ def measure_magnitudes(
         what = "holds one sample: the ranges of others cannot be told from it" if len(samples) else "holds no samples"
         raise StageError(what, where=_WHERE, hint="Give real, varied samples; 128 to 512 are usual.")
     running = {name: RunningMagnitudes() for name in tensors}
-    present = {value.name for value in (*model.graph.output, *model.graph.input)}
-    added = [name for name in tensors if name not in present]
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in added)
     with tempfile.TemporaryDirectory(prefix="ranges-") as folder:
         path = Path(folder) / "model.onnx"
-        save_model(model, path)
+        save_with_outputs(model, tensors, path)
         with OnnxSession(path, threads=len(os.sched_getaffinity(0))) as session:
             done = _run(session, samples, running, progress)
     if done < len(samples):

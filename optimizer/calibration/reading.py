@@ -10,18 +10,20 @@ from collections.abc import Collection
 
 import onnx
 
-from optimizer.graph.index import GraphIndex
-from optimizer.graph.placement import Layers, measured_tensors
+from optimizer.graph.index import FLOAT, GraphIndex
+from optimizer.graph.placement import Layers, measured_tensors, place_tensorrt
+from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import activations, examine_all, typed_index
 
 # Their output holds the values of their input, each of them once.
 _SAME_VALUES = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 
 
-def tensors_to_calibrate(model: onnx.ModelProto, *, integer_sums: bool) -> list[str]:
-    """Return the activations whose ranges either dialect may ask for, sorted.
+def tensors_to_calibrate(model: onnx.ModelProto, dialects: Collection[Dialect], *, integer_sums: bool) -> list[str]:
+    """Return the activations whose ranges the dialects may ask for, sorted.
 
-    Those that only residual sums in int8 would ask for are among them where `integer_sums` says so.
+    TensorRT's asks for what layers read; the CPU's asks for what they write, too: onnxruntime has integer kernels for
+    layers that read and write integers. Residual sums in int8 ask for more, of either: `integer_sums`.
     Raises: StageError as `quantize` does.
     """
     every = activations(model)
@@ -29,7 +31,10 @@ def tensors_to_calibrate(model: onnx.ModelProto, *, integer_sums: bool) -> list[
         return every
     index = typed_index(model)
     candidates, products, left = examine_all(index, "tensorrt", {}, attention=True)
-    return measured_tensors(index, Layers(candidates, products, (), left))
+    layers = Layers(candidates, products, (), left)
+    if "cpu" in dialects:
+        return measured_tensors(index, layers)
+    return sorted(name for name in place_tensorrt(index, layers, {}).roots if index.float_type(name) == FLOAT)
 
 
 def stand_ins(model: onnx.ModelProto, tensors: Collection[str]) -> dict[str, str]:

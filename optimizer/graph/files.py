@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -10,7 +12,7 @@ from google.protobuf.message import DecodeError
 from optimizer.errors import UsageError
 from optimizer.graph.interface import read_interface
 
-__all__ = ["INLINE_LIMIT_BYTES", "copy_model", "external_files", "read_interface", "save_model"]
+__all__ = ["INLINE_LIMIT_BYTES", "copy_model", "external_files", "read_interface", "save_model", "save_with_outputs"]
 
 # protobuf cannot serialise 2 GiB; graph and small tensors need room beside the weights.
 INLINE_LIMIT_BYTES = 1_900_000_000
@@ -22,6 +24,29 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         onnx.save_model(model, path)
         return
     onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+
+
+def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path, source: Path | None = None) -> None:
+    """Save the model with float32 tensors of it as further outputs; `model` gets them too.
+
+    `source` is the file that `model` was read from without the weights beside it. Where there are none, the file is
+    copied and the outputs appended: protobuf joins messages that follow one another. Serialising the weights again
+    would take six times as long.
+    """
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
+    added = onnx.ModelProto()
+    for name in tensors:
+        if name not in present:
+            added.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    model.graph.output.extend(added.graph.output)
+    if source is not None and not any(tensor.external_data for tensor in model.graph.initializer):
+        shutil.copyfile(source, path)
+        with path.open("ab") as file:
+            file.write(added.SerializeToString())
+        return
+    if source is not None:
+        onnx.load_external_data_for_model(model, str(source.parent))
+    save_model(model, path)
 
 
 def external_files(path: Path) -> list[Path]:

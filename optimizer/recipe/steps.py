@@ -177,12 +177,19 @@ def _derived(recipe: Recipe, kind: type[Stage], target: str, name: str) -> dict[
         "package": target,
         "precision": recipe.variants[name].precision,
         "at_least": _at_least(recipe.variants[name]),
+        "dialects": _dialects(recipe, recipe.variants[name]),
         "integer_sums": recipe.variants[name].options.get("residuals") == "int8",
         "synthetic": recipe.data.calibration is not None and recipe.data.calibration.synthetic,
         "profile": {axis: (r.min, r.opt, r.max) for axis, r in recipe.profile.items()},
     }
     marked = [n for n, f in kind.model_fields.items() if (f.json_schema_extra or {}) == {"derived": True}]
     return {name: known[name] for name in marked}
+
+
+def _dialects(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
+    """Return the dialects of the targets that the variant is built for, sorted."""
+    built = (target for target in variant.targets or recipe.targets if target not in OF_MODULE)
+    return tuple(sorted({DIALECTS[target] for target in built}))
 
 
 def _at_least(variant: Variant) -> float:

@@ -15,7 +15,7 @@ from optimizer.stage import Stage, StageContext
 from optimizer.types import Artifact, Format
 
 if TYPE_CHECKING:
-    from optimizer.calibration.collect import Collected, Histograms
+    from optimizer.calibration.collect import Collected, Snapshots
     from optimizer.calibration.estimators import Estimate, Method
     from optimizer.calibration.histogram import RunningHistogram
     from optimizer.calibration.table import CalibrationTable, MethodRange
@@ -27,7 +27,7 @@ class Calibrate(Stage):
     name: ClassVar[str] = "calibrate"
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "calibration"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", ("percentile", "auto"))}
 
@@ -38,6 +38,8 @@ class Calibrate(Stage):
         99.999, gt=50.0, le=100.0, description="percent of values that percentile covers; the rest is clipped"
     )
     synthetic: bool = Field(False, json_schema_extra={"derived": True})  # the recipe says that its data is random
+    # Those of the targets that the variant is built for.
+    dialects: tuple[Literal["cpu", "tensorrt"], ...] = Field(("cpu", "tensorrt"), json_schema_extra={"derived": True})
     # Whether the variant adds residuals in int8: their branches are read for that alone.
     integer_sums: bool = Field(True, json_schema_extra={"derived": True})
 
@@ -54,14 +56,14 @@ class Calibrate(Stage):
         from optimizer.calibration.reading import tensors_to_calibrate
         from optimizer.graph.modules import module_of
 
-        model = onnx.load(sources["graph"].file)
+        model = onnx.load(sources["graph"].file, load_external_data=False)
         modules = {tensor: module_of(node) for node in model.graph.node for tensor in node.output}
         # What is to be picked per tensor starts from one method for all.
         base: Method = "percentile" if self.method == "auto" else self.method
         earlier = _Earlier(base, self.percentile)
         found = collect(
-            model,
-            tensors_to_calibrate(model, integer_sums=self.integer_sums),
+            sources["graph"].file,
+            tensors_to_calibrate(model, self.dialects, integer_sums=self.integer_sums),
             context.samples("calibration"),
             lambda done, total: context.progress("calibration samples", done, total),
             Watch(earlier.take),
@@ -118,16 +120,14 @@ class _Earlier:
         self.percentile = percentile
         self.found: dict[int, dict[RunningHistogram, float]] = {}
 
-    def take(self, samples: int, histograms: Histograms) -> None:
+    def take(self, samples: int, snapshots: Snapshots) -> None:
         """Estimate from what was seen so far."""
         from optimizer.calibration.estimators import magnitude
 
         def found(histogram: RunningHistogram) -> float:
             return magnitude(histogram, self.method, self.percentile) if histogram.total else 0.0
 
-        seen = list(histograms.values())
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            self.found[samples] = dict(zip(seen, pool.map(found, seen), strict=True))
+        self.found[samples] = {histogram: found(then) for histogram, then in snapshots.items()}
 
     def magnitudes(self, histogram: RunningHistogram) -> tuple[float, ...]:
         """Return what it would have said at each checkpoint."""

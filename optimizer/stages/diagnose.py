@@ -27,8 +27,6 @@ class Diagnose(Stage):
 
         Raises: StageError for evaluation data that is empty, ends early, or holds NaN.
         """
-        import onnx
-
         from optimizer.calibration.collect import collect
         from optimizer.calibration.doctor import document, drift, drift_sentences
         from optimizer.calibration.probe import Picked
@@ -40,7 +38,7 @@ class Diagnose(Stage):
         # Spread over the set: many are sorted by class.
         spread = Picked(samples, [i * len(samples) // count for i in range(count)])
         found = collect(
-            onnx.load(sources["graph"].file),
+            sources["graph"].file,
             sorted(table.tensors),
             spread,
             lambda done, total: context.progress("evaluation samples", done, total),

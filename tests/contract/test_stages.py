@@ -69,9 +69,18 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     Float8: ({}, {"keep": ("Gemm",), "attention": True, "at_least": 0.9}),
     Equalize: (
         {"smooth_quant": 0.5},
-        {"smooth_quant": "auto", "cross_layer": True, "method": "mse", "percentile": 99.9, "keep": ("Gemm",)},
+        {
+            "smooth_quant": "auto",
+            "cross_layer": True,
+            "method": "mse",
+            "percentile": 99.9,
+            "keep": ("Gemm",),
+            "residuals": "int8",
+            "attention": True,
+            "dialect": "cpu",
+        },
     ),
-    Calibrate: ({}, {"method": "minmax", "percentile": 99.9, "synthetic": True, "integer_sums": False}),
+    Calibrate: ({}, {"method": "minmax", "percentile": 99.9, "synthetic": True, "integer_sums": False, "dialects": ("cpu",)}),
     Diagnose: ({}, {}),
     Choose: (
         {},

@@ -78,10 +78,13 @@ def test_findings_say_what_is_wrong_and_nothing_of_healthy_tensors() -> None:
 
 
 def test_convergence_is_seen_from_estimates_taken_on_the_way() -> None:
-    seen: list[tuple[int, int]] = []
-    watch = Watch(lambda samples, histograms: seen.append((samples, histograms["image"].total)))
-    collect(small_cnn(), activations(small_cnn()), Arrays(pictures(80)), lambda done, total: None, watch)
-    assert seen == [(32, 32 * 192), (48, 48 * 192), (64, 64 * 192)]
+    seen: list[tuple[int, dict[RunningHistogram, RunningHistogram]]] = []
+    watch = Watch(lambda samples, snapshots: seen.append((samples, snapshots)))  # type: ignore[arg-type]
+    names = activations(small_cnn())
+    found = collect(small_cnn(), names, Arrays(pictures(80)), lambda done, total: None, watch).histograms["image"]
+    totals = sorted((samples, snapshots[found].total) for samples, snapshots in seen)
+    assert totals == [(32, 32 * 192), (48, 48 * 192), (64, 64 * 192)]
+    assert found.total == 80 * 192
 
 
 def test_drift_counts_what_lies_outside_and_how_far() -> None:

@@ -12,6 +12,7 @@ from optimizer.graph.quantize import activations, quantize
 HEAD = "g (float[batch, 3, 8, 8] image) => ({out}) {{ r = Relu (image) "
 POOL = "m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r) y = Conv (m, w0) }"
 WEIGHTS = {"w0": (2, 3, 1, 1)}
+BOTH = ("cpu", "tensorrt")
 
 
 def graph(body: str, out: str = "float[batch, 2, a, b] y"):  # type: ignore[no-untyped-def]
@@ -57,9 +58,9 @@ def test_a_stand_in_shares_its_histogram() -> None:
 
 
 def test_what_only_int8_sums_ask_for_is_left_out_without_them() -> None:
-    every = tensors_to_calibrate(residual(), integer_sums=True)
+    every = tensors_to_calibrate(residual(), BOTH, integer_sums=True)
     assert every == activations(residual())
-    lean = tensors_to_calibrate(residual(), integer_sums=False)
+    lean = tensors_to_calibrate(residual(), BOTH, integer_sums=False)
     assert set(lean) < set(every)
     ranges = {name: minmax_of(name) for name in lean}
     with pytest.raises(StageError, match=f"no range for {sorted(set(every) - set(lean))[0]}"):
@@ -74,8 +75,17 @@ def minmax_of(name: str) -> Estimate:
 @pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
 def test_plain_quantization_finds_all_its_ranges_among_the_fewer(dialect: str) -> None:
     model = residual()
-    names = tensors_to_calibrate(residual(), integer_sums=False)
+    names = tensors_to_calibrate(residual(), BOTH, integer_sums=False)
     samples = Arrays(pictures(6, 16))
     found = collect(model, names, samples, lambda done, total: None).histograms
     made = quantize(residual(), {n: minmax(h) for n, h in found.items()}, dialect)  # type: ignore[arg-type]
     assert any(n.op_type == "QuantizeLinear" for n in made.model.graph.node)
+
+
+def test_each_dialect_reads_no_more_than_it_asks_for() -> None:
+    lean = tensors_to_calibrate(residual(), ("tensorrt",), integer_sums=False)
+    assert set(lean) < set(tensors_to_calibrate(residual(), ("cpu",), integer_sums=False))
+    ranges = {name: minmax_of(name) for name in lean}
+    assert "QuantizeLinear" in {node.op_type for node in quantize(residual(), ranges, "tensorrt").model.graph.node}
+    with pytest.raises(StageError, match="no range for"):
+        quantize(residual(), ranges, "cpu")
