@@ -47,8 +47,8 @@ def explained(error: DisagreementError, chain: Sequence[Link], folder: Path) -> 
         return error
     try:
         told, script = _search(error, chain, folder)
-    except (OptimizerError, OSError, ValueError) as failure:  # onnx raises ValueError and its kinds
-        told, script = [f"the search for the cause stopped: {failure}"], None
+    except Exception as failure:  # onnx, protobuf, torch and the runtimes share no base; what was found must stand
+        told, script = [f"the search for the cause stopped: {type(failure).__name__}: {failure}"], None
     lines = [*([error.hint] if error.hint else []), *told]
     if script is not None:
         lines.append(f"reproduce: python {script}")

@@ -73,10 +73,11 @@ class TorchSession(Session):
 
         checked = check_feed(self.inputs, feed, self._folder.name)
         self._alive()
-        tensors = self._tensors(checked)
-        with torch.inference_mode(), self._explained(checked):
-            outputs = self._forward(tensors)
-            return {name: self._array(name, tensor) for name, tensor in outputs.items()}
+        with self._explained(checked):
+            tensors = self._tensors(checked)  # a GPU may have no room for them
+            with torch.inference_mode():
+                outputs = self._forward(tensors)
+                return {name: self._array(name, tensor) for name, tensor in outputs.items()}
 
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Put the inputs on the device; the call returned runs forward() and, on a GPU, waits for it.
@@ -86,10 +87,11 @@ class TorchSession(Session):
         import torch
 
         checked = check_feed(self.inputs, feed, self._folder.name)
-        loaded, tensors, device = self._alive(), self._tensors(checked), self._device
-        positional, named = self._arguments(tensors)
+        loaded, device = self._alive(), self._device
         mode, forward = torch.inference_mode(), self._bound_forward()
         # The call returned is timed and so explains nothing: what forward() refuses, or imports late, it does here.
+        with self._explained(checked):
+            positional, named = self._arguments(self._tensors(checked))
         with mode, self._explained(checked):
             loaded.name_outputs(self._first_forward()(*positional, **named))
             forward(*positional, **named)

@@ -67,7 +67,8 @@ class TorchCompileSession(module.TorchSession):
         return forward
 
     def _bound_forward(self) -> Callable[..., Any]:
-        forward: Callable[..., Any] = self._bound
+        # What the module that torch.compile returns calls in its turn: its hooks are never ours, the module's own run.
+        forward: Callable[..., Any] = self._bound.forward
         return forward
 
     @contextmanager

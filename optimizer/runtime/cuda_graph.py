@@ -7,10 +7,14 @@ from collections.abc import Callable
 from ctypes import c_size_t, c_void_p
 from dataclasses import dataclass
 
+import numpy as np
+
 from optimizer.runtime.cuda import Cuda
+from optimizer.runtime.session import Array
 
 # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what this thread must not do while it captures stays allowed to the others.
 _THREAD_LOCAL = 1
+_REPLAY_RTOL = 1e-2  # kernels that add in any order differ by rounding alone; wrong memory differs by far more
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +80,14 @@ def _executable(cuda: Cuda, stream: int, graph: c_void_p) -> CudaGraph | str:
     if refused or not executable.value:
         return refused or "cuGraphInstantiateWithFlags: no graph came back"
     return CudaGraph(cuda, stream, executable.value)
+
+
+def alike(found: Array, expected: Array) -> bool:
+    """Tell whether a replay gave what the plain call gives; integers exactly, floats but for the order of sums."""
+    if found.dtype.kind != "f":
+        return bool(np.array_equal(found, expected))
+    finite = np.isfinite(expected)
+    if not np.array_equal(found[~finite], expected[~finite], equal_nan=True):
+        return False
+    close, wanted = found[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return bool(np.all(np.abs(close - wanted) <= _REPLAY_RTOL * np.abs(wanted).max(initial=0.0)))

@@ -11,13 +11,12 @@ import numpy as np
 
 from optimizer.errors import StageError
 from optimizer.runtime.cuda import Cuda
-from optimizer.runtime.cuda_graph import Capture, CudaGraph, capture
+from optimizer.runtime.cuda_graph import Capture, CudaGraph, alike, capture
 from optimizer.runtime.profiles import Profile, Shape
 from optimizer.runtime.session import Array
 from optimizer.types import TensorSpec
 
 _POISON = 0xFF  # as float a NaN, as integer -1: what a replay does not write is found
-_REPLAY_RTOL = 1e-2  # kernels that add in any order differ by rounding alone; wrong memory differs by far more
 _ALIGNMENT = 256  # bytes, of every address: IExecutionContext::setTensorAddress, NvInferRuntime.h
 
 
@@ -144,7 +143,7 @@ class Execution:
             address, size = self._memory[name]
             self._cuda.fill(address, _POISON, size, self._stream)
         self.run()
-        return all(_same(array, expected[name]) for name, array in self.fetch().items())
+        return all(alike(array, expected[name]) for name, array in self.fetch().items())
 
     def _drop_graph(self) -> None:
         if self._graph is not None:
@@ -192,16 +191,6 @@ class Execution:
     def _must(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise StageError(f"TensorRT refuses {what}: {self._reason()}", where="engine")
-
-
-def _same(found: Array, expected: Array) -> bool:
-    if found.dtype.kind != "f":
-        return bool(np.array_equal(found, expected))
-    finite = np.isfinite(expected)
-    if not np.array_equal(found[~finite], expected[~finite], equal_nan=True):
-        return False
-    close, wanted = found[finite].astype(np.float64), expected[finite].astype(np.float64)
-    return bool(np.all(np.abs(close - wanted) <= _REPLAY_RTOL * np.abs(wanted).max(initial=0.0)))
 
 
 def _aligned(shape: Shape, dtype: str) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from optimizer.runtime.cuda import Cuda
 from optimizer.runtime.cuda_graph import Capture
 from optimizer.runtime.device import cuda_index
 from optimizer.runtime.feed import check_feed
-from optimizer.runtime.float8 import holds_float8
+from optimizer.runtime.onnx_optimizers import keep_arithmetic
 from optimizer.runtime.onnx_providers import (
     CPU,
     CUDA,
@@ -32,7 +31,7 @@ from optimizer.runtime.session import Array, Feed, Session
 from optimizer.runtime.transfers import Transfers, measure_transfers
 from optimizer.types import TensorSpec
 
-__all__ = ["CRASHING_OPTIMIZERS", "OnnxSession", "keep_arithmetic", "missing"]
+__all__ = ["OnnxSession", "keep_arithmetic", "missing"]
 
 # onnxruntime's names of tensor types and numpy's; bfloat16 and the 8-bit floats have no numpy type of their own.
 _DTYPES = {
@@ -50,10 +49,6 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _ERRORS_ONLY = 3
-# This one ends the process with a segmentation fault on float16 transformer graphs (microsoft/onnxruntime#32405).
-CRASHING_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
-# They take the zero of a QuantizeLinear for that of uint8, and drop a Relu before 8-bit floats.
-_WRONG_FOR_FLOAT8 = ["ReluQuantRewrite", "ClipQuantRewrite"]
 
 
 class OnnxSession(Session):
@@ -147,12 +142,12 @@ class OnnxSession(Session):
     def _binding(self, checked: dict[str, Array]) -> Any:
         """Bind inputs and outputs; the binding carries the input arrays, which an OrtValue on the CPU points into."""
         binding = self._alive().io_binding()
-        held: list[Array] = []
+        held: dict[str, Array] = {}
         fixed = True
         for name, array in checked.items():
             # A copy: the caller may change its arrays between two calls without changing what is timed.
-            held.append(array.copy())
-            value = self._ort.OrtValue.ortvalue_from_numpy(held[-1], self._device, self._device_id)
+            held[name] = array.copy()
+            value = self._ort.OrtValue.ortvalue_from_numpy(held[name], self._device, self._device_id)
             binding.bind_ortvalue_input(name, value)
         first = self.infer(checked)
         for spec in self.outputs:
@@ -242,13 +237,19 @@ class OnnxSession(Session):
         return all(isinstance(axis, int) or axis in named for axis in spec.shape) and bool(feed)
 
     def _call(self, session: Any, binding: Any, options: Any = None) -> Callable[[], None]:
-        if self._device == "cpu":
-            # The C call beneath run_with_iobinding: the wrapper only adds a Python frame to every timed call.
-            call = partial(session._sess.run_with_iobinding, binding._iobinding, None)
-            call.__dict__["binding"] = binding  # and with it the input arrays
-            return call
-
         refusals = self._refusals()
+        if self._device == "cpu":
+            # The C call beneath run_with_iobinding: the wrapper only adds its checks to every timed call.
+            run, bound = session._sess.run_with_iobinding, binding._iobinding
+
+            def on_cpu(held: Any = binding) -> None:  # and with it the input arrays
+                try:
+                    run(bound, None)
+                except refusals as error:
+                    raise self._failure(error) from error
+
+            return on_cpu
+
         if options is None:
             self.captures.append(Capture(False, self._uncaptured))
 
@@ -280,19 +281,6 @@ class OnnxSession(Session):
         state = self._ort.capi.onnxruntime_pybind11_state
         own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         return (*own, RuntimeError, ValueError)
-
-
-def keep_arithmetic(options: Any, path: Path) -> list[str]:
-    """Keep a session's optimisations to the arithmetic that the graph states; return the optimizers to leave out.
-
-    Numeric: onnxruntime 1.31 fuses 4-bit weights into a kernel that rounds activations to int8 unless told otherwise,
-    puts 8-bit floats into integer operators, which refuse them, and drops a Relu before them.
-    """
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # 1: float32
-    if not holds_float8(path):
-        return CRASHING_OPTIMIZERS
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return [*CRASHING_OPTIMIZERS, *_WRONG_FOR_FLOAT8]
 
 
 def _one_line(error: Exception) -> str:

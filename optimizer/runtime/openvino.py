@@ -85,8 +85,13 @@ class OpenVinoSession(Session):
             run.__dict__["held"] = self._held
             run()
 
+        refused = refusals()
+
         def call() -> None:
-            run()
+            try:
+                run()
+            except refused as error:
+                raise StageError(f"OpenVINO failed while running: {_one_line(error)}", where=str(self._path)) from error
 
         return call
 

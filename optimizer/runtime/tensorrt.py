@@ -56,6 +56,7 @@ class TensorRTSession(Session):
         self._executions: list[Execution] = []
         self._engine: Any = None
         self._runtime: Any = None
+        self._kernels: Any = None  # of TensorRT-RTX: what its contexts compiled, by any of them for all
         try:
             self._errors: list[str] = []
             self._logger = _logger(self._trt, self._errors)
@@ -115,8 +116,13 @@ class TensorRTSession(Session):
         checked, profile = self._check(feed)
         with self._cuda.current:
             execution = self._execution(graph=self._graph_by_runtime)
-            execution.place(checked, profile)
-            self.captures.append(self._capture(execution))
+            try:
+                execution.place(checked, profile)
+                found = self._capture(execution)
+            except BaseException:  # a batch that does not fit leaves its memory to the next one
+                self._drop(execution)
+                raise
+        self.captures.append(found)
         return execution.run
 
     def trace(self, feed: Feed) -> list[dict[str, Any]]:
@@ -132,8 +138,7 @@ class TensorRTSession(Session):
                 execution.place(checked, profile)
                 execution.profile_layers(layer_profiler(self._trt, times))
             finally:
-                self._executions.remove(execution)
-                execution.close()
+                self._drop(execution)
         if not times:
             raise StageError("the engine reports no layer times", where=str(self._plan))
         return as_events(times)
@@ -150,6 +155,7 @@ class TensorRTSession(Session):
                 for execution in self._executions:
                     execution.close()
                 self._executions.clear()
+                self._kernels = None  # contexts use it to their end
                 self._engine = None
                 self._runtime = None
         self._cuda.close()
@@ -208,6 +214,10 @@ class TensorRTSession(Session):
         self._executions.append(execution)
         return execution
 
+    def _drop(self, execution: Execution) -> None:
+        self._executions.remove(execution)
+        execution.close()
+
     def _context(self, graph: bool) -> Any:
         if self._package == "tensorrt":
             return self._engine.create_execution_context()
@@ -218,7 +228,19 @@ class TensorRTSession(Session):
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         graphs = self._trt.CudaGraphStrategy
         config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if graph else graphs.DISABLED
+        self._share_kernels(config)
         return self._engine.create_execution_context(config)
+
+    def _share_kernels(self, config: Any) -> None:
+        """Let a context take the kernels that others of this session compiled; by itself each one compiles its own.
+
+        The cache stays in memory: kept on disk it would make a measured opening depend on what ran before.
+        """
+        if self._kernels is None:
+            self._kernels = config.create_runtime_cache()
+        # Setting none at all succeeds: that the cache exists is asked first.
+        if self._kernels is None or not config.set_runtime_cache(self._kernels):
+            raise StageError(f"TensorRT-RTX refuses a cache of its kernels: {self._reason()}", where=str(self._plan))
 
     def _reason(self, silence: str = "it logged no reason") -> str:
         """Return what TensorRT logged as errors since the last question, in one line."""

@@ -6,6 +6,7 @@ The fakes of tests/unit show the order of calls; only these show that TensorRT a
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,37 @@ def test_bound_call_computes_the_same_with_and_without_a_cuda_graph(package: Any
 def test_replay_that_computes_wrong_would_be_seen() -> None:
     """The twin of the tolerance above."""
     assert np.abs(reference(batch(16)) - reference(batch(16)[::-1])).max() > TF32
+
+
+def second_binding(plan: Path) -> tuple[float, list[int]]:
+    """Return the seconds of binding a shape that another context has computed, and the cache's bytes around it."""
+    sizes = []
+    with TensorRTSession(plan, package="tensorrt_rtx", cuda_graph=False) as session:
+        session.bind({"x": batch(16)})()
+        for last in (False, True):
+            with session._cuda.current:
+                sizes.append(session._kernels.serialize().nbytes if session._kernels is not None else 0)
+            if not last:
+                begun = time.perf_counter()
+                call = session.bind({"x": batch(16)})
+                call()
+                took = time.perf_counter() - begun
+        np.testing.assert_allclose(outputs_of(session, call), reference(batch(16)), atol=TF32)
+    return took, sizes
+
+
+def test_rtx_compiles_the_kernels_of_a_shape_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second context adds nothing to the cache, and is ready sooner than one that has no cache to share."""
+    sentence = missing("tensorrt_rtx", "cuda:0")
+    if sentence:
+        pytest.skip(f"tensorrt_rtx: {sentence}")
+    plan = build("tensorrt_rtx", tmp_path)
+    second_binding(plan)  # what the driver compiles or loads once a process
+    shared = [second_binding(plan) for _ in range(3)]
+    assert all(before == after > 0 for _, (before, after) in shared), shared
+    monkeypatch.setattr(TensorRTSession, "_share_kernels", lambda *_: None)
+    alone = [second_binding(plan) for _ in range(3)]
+    assert min(took for took, _ in shared) < min(took for took, _ in alone), (shared, alone)
 
 
 def test_every_profile_is_used_for_its_shapes(package: Any, tmp_path: Path) -> None:

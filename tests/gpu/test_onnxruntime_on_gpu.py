@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optimizer.runtime.onnx import OnnxSession
-from optimizer.runtime.onnx_gpu import TensorrtProviderSession, open_with_cuda_graphs
+from optimizer.runtime.onnx_gpu import CudaGraphSession, TensorrtProviderSession, open_with_cuda_graphs
 from optimizer.runtime.onnx_providers import CUDA, TENSORRT, missing
 from tests.gpu.test_engine_session_on_gpu import TF32, batch, model, reference
 
@@ -80,6 +80,16 @@ def test_bound_calls_write_their_outputs_with_and_without_a_cuda_graph(
                 np.testing.assert_allclose(binding.copy_outputs_to_cpu()[0], reference(batch(rows)), atol=TF32)
         for rows in (1, 16, 5):
             np.testing.assert_allclose(session.infer({"x": batch(rows)})["y"], reference(batch(rows)), atol=TF32)
+
+
+def test_a_session_that_replays_nothing_is_found_out(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin of the captured half above: graph -1 is never captured, and onnxruntime does not complain."""
+    numbered = CudaGraphSession._numbered
+    monkeypatch.setattr(CudaGraphSession, "_numbered", lambda self, graph: numbered(self, -1))
+    with CudaGraphSession(graph) as session:
+        session.bind({"x": batch(8)})()
+        assert [capture.captured for capture in session.captures] == [False]
+        assert "computed anew" in session.captures[0].reason
 
 
 def test_trace_and_transfers_on_cuda(graph: Path) -> None:

@@ -234,8 +234,10 @@ _NUMPY = {"FLOAT": np.float32, "INT64": np.int64}
 class Context:
     """Computes `double` = 2 * `x` and, where the engine has it, `sizes` = the shape of `x`, in host memory."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, config: RuntimeConfig | None = None) -> None:
         self.engine = engine
+        # A context without a cache has one of its own.
+        self.kernels = (config.get_runtime_cache() if config else None) or RuntimeCache()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.profile = 0
@@ -303,6 +305,9 @@ class Context:
         return True
 
     def _compute(self) -> None:
+        if self.shapes["x"] not in self.kernels.kernels:
+            self.kernels.kernels.add(self.shapes["x"])
+            self.engine.compiled.append(self.shapes["x"])
         view = {name: self._view(name) for name in self.addresses}
         view["double"][...] = view["x"] * 2
         if "sizes" in view:
@@ -313,6 +318,36 @@ class Context:
         shape = self.shapes[name] if name in self.shapes else self.get_tensor_shape(name)
         size = int(np.prod(shape)) * dtype.itemsize
         return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), dtype=dtype).reshape(shape)
+
+
+class RuntimeCache:
+    """Kernels that were compiled, by the shape they are for."""
+
+    def __init__(self) -> None:
+        self.kernels: set[tuple[int, ...]] = set()
+
+    def serialize(self) -> bytes:
+        return repr(sorted(self.kernels)).encode()
+
+
+class RuntimeConfig:
+    """`caches`: "works", "none" comes back, or "refused"."""
+
+    def __init__(self, caches: str = "works") -> None:
+        self.caches = caches
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+        self.cuda_graph_strategy: Any = None
+        self.cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache | None:
+        return None if self.caches == "none" else RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache | None = None) -> bool:
+        self.cache = cache
+        return self.caches != "refused"
+
+    def get_runtime_cache(self) -> RuntimeCache | None:
+        return self.cache
 
 
 class Engine:
@@ -334,6 +369,8 @@ class Engine:
         self.inconsistent = traits.get("inconsistent", False)
         self.driver: Driver | None = None
         self.configs: list[Any] = []
+        self.caches: str = traits.get("caches", "works")
+        self.compiled: list[tuple[int, ...]] = []
         self.tensors: dict[str, dict[str, Any]] = {
             "double": {"mode": Mode.OUTPUT, "dtype": dtype, "shape": (-1, 3), "place": Location.DEVICE},
             "x": {"mode": Mode.INPUT, "dtype": "FLOAT", "shape": (-1, 3), "place": Location.DEVICE},
@@ -377,13 +414,13 @@ class Engine:
     def get_engine_stat(self, stat: str) -> int:
         return 64 if self.stripped else -1
 
-    def create_runtime_config(self) -> Any:
-        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, cuda_graph_strategy=None)
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.caches)
 
-    def create_execution_context(self, runtime_config: Any = None) -> Context:
+    def create_execution_context(self, runtime_config: RuntimeConfig | None = None) -> Context:
         assert not self.stripped or self.refitted, "an engine without its weights"
         self.configs.append(runtime_config)
-        return Context(self)
+        return Context(self, runtime_config)
 
 
 class ProfilerBase:

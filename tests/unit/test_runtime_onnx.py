@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import bundle_run
 import numpy as np
@@ -101,6 +102,20 @@ def test_bound_call_computes_again_from_its_own_copy(model: Path, monkeypatch: p
         call()
         outputs = bindings[0].copy_outputs_to_cpu()  # type: ignore[attr-defined]
     np.testing.assert_allclose(outputs[0], bundle_run.logits(), rtol=1e-5, atol=1e-5)
+
+
+def test_bound_call_that_fails_later_is_told_as_ours(model: Path) -> None:
+    """onnxruntime's own kinds are neither RuntimeError nor ValueError: whoever measures would not know them."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+
+    def fails(*given: object) -> None:
+        raise RuntimeException("Failed to allocate memory for requested buffer of size 1")
+
+    with OnnxSession(model) as session:
+        real = SimpleNamespace(_sess=SimpleNamespace(run_with_iobinding=fails))
+        with pytest.raises(StageError, match="onnxruntime failed while running: Failed to allocate") as caught:
+            session._call(real, SimpleNamespace(_iobinding=None))()
+    assert caught.value.hint
 
 
 def test_bind_takes_outputs_whose_shape_depends_on_the_data(tmp_path: Path) -> None:

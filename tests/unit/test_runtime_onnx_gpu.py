@@ -19,7 +19,7 @@ from optimizer.runners.onnxruntime import OnnxRuntimeCudaGraphRunner, OnnxRuntim
 from optimizer.runtime import cuda
 from optimizer.runtime import onnx as onnx_session
 from optimizer.runtime.onnx import OnnxSession
-from optimizer.runtime.onnx_gpu import CudaGraphSession, TensorrtProviderSession, open_with_cuda_graphs
+from optimizer.runtime.onnx_gpu import CudaGraphSession, TensorrtProviderSession, _inverted, open_with_cuda_graphs
 from optimizer.runtime.onnx_providers import CPU, CUDA, TENSORRT, left_over, missing, placement, profile_options
 from optimizer.runtime.onnx_trace import last_run
 from optimizer.types import Artifact
@@ -36,6 +36,8 @@ class Binding:
         self.real = real
         self.bind_ortvalue_input = real.bind_ortvalue_input
         self.bind_ortvalue_output = real.bind_ortvalue_output
+        self.get_outputs = real.get_outputs
+        self.copy_outputs_to_cpu = real.copy_outputs_to_cpu
 
     def bind_output(self, name: str, device: str, index: int) -> None:
         self.real.bind_output(name)
@@ -45,10 +47,17 @@ class Binding:
 
 
 class Gpu:
-    """The onnxruntime module with GPU providers that compute on the CPU; `started`: those that load."""
+    """The onnxruntime module with GPU providers that compute on the CPU; `started`: those that load.
 
-    def __init__(self, *, started: tuple[str, ...] = (TENSORRT, CUDA, CPU), refuses: str = "") -> None:
-        self.started, self.refuses = started, refuses
+    `capture`: a graph is replayed into the outputs it was captured with ("works"), is never made ("never"), or its
+    replay writes nothing ("stale").
+    """
+
+    def __init__(
+        self, *, started: tuple[str, ...] = (TENSORRT, CUDA, CPU), refuses: str = "", capture: str = "works"
+    ) -> None:
+        self.started, self.refuses, self.capture = started, refuses, capture
+        self.captured: dict[str, Binding] = {}
         self.asked: list[list[Any]] = []
         self.graphs: list[str] = []
         self.OrtValue = SimpleNamespace(
@@ -75,8 +84,13 @@ class Gpu:
         names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
 
         def run_with_iobinding(binding: Binding, options: Any = None) -> None:
+            graph = "-1" if options is None else options.get_run_config_entry("gpu_graph_id")
             if options is not None:
-                self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
+                self.graphs.append(graph)
+            if graph in self.captured and self.capture == "stale":
+                return
+            if graph != "-1" and self.capture != "never":
+                binding = self.captured.setdefault(graph, binding)
             real.run_with_iobinding(binding.real, options)
 
         return SimpleNamespace(
@@ -175,11 +189,41 @@ def test_each_bound_call_has_a_cuda_graph_of_its_own(gpu: Any, graph: Path) -> N
     with CudaGraphSession(graph) as session:
         np.testing.assert_allclose(session.infer({"x": X})["y"], expected(X), rtol=1e-5)
         calls = [session.bind({"x": X[:rows]}) for rows in (1, 3)]
-        assert ort.graphs == ["1"] * 3 + ["2"] * 3  # one that allocates, one that captures, one that replays
+        # One that allocates, one that captures, one that replays; one into other outputs and one into its own.
+        assert ort.graphs == ["1"] * 5 + ["2"] * 5
         calls[0]()
         assert ort.graphs[-1] == "1"
         assert [capture.captured for capture in session.captures] == [True, True]
+        for rows, number in ((1, "1"), (3, "2")):
+            found = ort.captured[number].copy_outputs_to_cpu()[0]
+            np.testing.assert_allclose(found, expected(X[:rows]), rtol=1e-5)
     assert ort.asked[0][0][1] == {"device_id": "0", "enable_cuda_graph": "1"}
+
+
+@pytest.mark.parametrize(
+    ("capture", "reason"),
+    [
+        ("never", "onnxruntime computed anew where it would have replayed a graph"),
+        ("stale", "the replay of onnxruntime's graph gives other outputs"),
+    ],
+)
+def test_a_graph_that_is_not_replayed_right_is_found_out(gpu: Any, graph: Path, capture: str, reason: str) -> None:
+    """onnxruntime complains of neither."""
+    ort = gpu(capture=capture)
+    with CudaGraphSession(graph) as session:
+        call = session.bind({"x": X})
+        assert [(c.captured, c.reason) for c in session.captures] == [(False, reason)]
+        call()
+        assert ort.graphs[-1] == "-1"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_an_inverted_array_differs_in_every_element(dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.ones(shape, dtype)
+    turned = _inverted(array)
+    assert (turned.dtype, turned.shape) == (array.dtype, array.shape)
+    assert all(a != b for a, b in zip(array.tobytes(), turned.tobytes(), strict=True))
 
 
 def test_output_of_unknown_size_is_not_captured(gpu: Any, tmp_path: Path) -> None:

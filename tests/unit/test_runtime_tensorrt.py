@@ -89,6 +89,23 @@ def test_bound_calls_keep_their_own_memory(machine: Any, tmp_path: Path) -> None
         np.testing.assert_array_equal(first, X * 2)
 
 
+def test_batch_that_does_not_fit_leaves_its_memory_to_the_next(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt") as session:
+        session.infer({"x": X})
+        before = (dict(here.driver.memory), set(here.driver.handles), list(session.captures))
+        here.driver.capacity = session_bytes(here) + X.nbytes * 2 + 8  # room for the input of four rows
+        with pytest.raises(StageError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+            session.bind({"x": np.ones((4, 3), np.float32)})
+        assert (here.driver.memory, here.driver.handles, session.captures) == before
+        session.bind({"x": X[:1]})()  # beside four rows that stayed there would be no room for one
+    assert (here.driver.memory, here.driver.handles, here.driver.retained) == ({}, set(), 0)
+
+
+def session_bytes(here: Machine) -> int:
+    return sum(len(block) for block in here.driver.memory.values())
+
+
 def test_shape_tensors_live_in_host_memory(machine: Any, tmp_path: Path) -> None:
     machine(sizes=True)
     with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx") as session:
@@ -167,6 +184,41 @@ def test_rtx_compiles_kernels_before_it_answers(machine: Any, tmp_path: Path) ->
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
     with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt"):
         assert here.trt.engines[1].configs == [None]
+
+
+def test_rtx_compiles_the_kernels_of_a_shape_once_for_all_contexts(machine: Any, tmp_path: Path) -> None:
+    here = machine()
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx") as session:
+        session.infer({"x": X})
+        for _ in range(2):
+            session.bind({"x": X})()
+        session.trace({"x": X})
+        session.bind({"x": np.ones((4, 3), np.float32)})()
+    assert here.trt.engines[0].compiled == [(2, 3), (4, 3)]
+    for _ in range(2):  # the next session begins with nothing
+        with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx") as session:
+            session.infer({"x": X})
+    assert [engine.compiled for engine in here.trt.engines[1:]] == [[(2, 3)], [(2, 3)]]
+
+
+def test_contexts_that_share_no_kernels_compile_their_own(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin of the test above: what the stand-in would show without the cache."""
+    here = machine()
+    monkeypatch.setattr(TensorRTSession, "_share_kernels", lambda *_: None)
+    with TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx") as session:
+        session.infer({"x": X})
+        session.bind({"x": X})()
+    assert here.trt.engines[0].compiled == [(2, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("caches", ["none", "refused"])
+def test_a_cache_of_kernels_that_is_refused_is_an_error(machine: Any, tmp_path: Path, caches: str) -> None:
+    here = machine(caches=caches)
+    with pytest.raises(StageError, match="TensorRT-RTX refuses a cache of its kernels: it logged no reason"):
+        TensorRTSession(fake_gpu.plan(tmp_path), package="tensorrt_rtx")
+    assert (here.driver.memory, here.driver.handles, here.driver.retained) == ({}, set(), 0)
 
 
 def test_cpu_and_a_missing_package_are_said_plainly(machine: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -380,6 +432,8 @@ def test_real_bindings_have_every_name_that_the_fake_has() -> None:
         (trt.IExecutionContext, fake_gpu.Context),
         (trt.Runtime, fake_gpu.tensorrt().Runtime),
         (trt.Refitter, fake_gpu.Refitter),
+        (trt.IRuntimeConfig, fake_gpu.RuntimeConfig),
+        (trt.IRuntimeCache, fake_gpu.RuntimeCache),
         (trt.OnnxParserRefitter, fake_gpu.OnnxParserRefitter),
     ]
     own = {"driver", "logger"}

@@ -56,3 +56,20 @@ def test_an_output_is_described_without_compiling(tmp_path: Path) -> None:
     session = TorchCompileSession(folder(tmp_path, "return self.a(x)"))
     assert [(spec.name, spec.shape) for spec in session.outputs] == [("y", ("batch", 2))]
     assert np.isfinite(FEED["x"]).all()
+
+
+@pytest.mark.skipif(torch_compile.missing("cpu") is not None, reason=str(torch_compile.missing("cpu")))
+def test_a_bound_call_computes_what_the_compiled_module_does_hooks_included(tmp_path: Path) -> None:
+    """It goes past the wrapper that torch.compile puts around a module, not past the module."""
+    import torch
+
+    session = TorchCompileSession(folder(tmp_path, "return self.a(x)"))
+    x = torch.from_numpy(FEED["x"].copy())
+    with torch.inference_mode():
+        plain = session._loaded.module(x)
+        hook = session._loaded.module.register_forward_hook(lambda module, given, made: made * 3)
+        call = session.bind(FEED)
+        call()
+        torch.testing.assert_close(session._bound_forward()(x), plain * 3)
+        torch.testing.assert_close(session._fixed(x), plain * 3)
+    hook.remove()

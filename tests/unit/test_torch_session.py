@@ -63,3 +63,16 @@ def test_forward_may_import_late(tmp_path: Path) -> None:
         assert one.infer(FEED)["y"][0, 0] == 6
         assert two.infer(FEED)["y"][0, 0] == 9
     one.bind(FEED)()
+
+
+def test_inputs_that_do_not_fit_on_the_device_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises there is a RuntimeError, and nothing around a session would know it as the model's."""
+    session = TorchSession(folder(tmp_path, "return self.a(x)"))
+
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(session, "_tensors", full)
+    for call in (session.infer, session.bind):
+        with pytest.raises(StageError, match="OutOfMemoryError: CUDA out of memory"):
+            call(FEED)
