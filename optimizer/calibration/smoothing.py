@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -16,7 +16,7 @@ from optimizer.errors import StageError
 from optimizer.graph.affine import Bounds
 from optimizer.graph.equalize_smooth import smooth, smoothed_activations
 from optimizer.graph.files import copy_model
-from optimizer.graph.quantize import activations, quantize
+from optimizer.graph.quantize import Quantized, activations
 
 GRID = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # Then both neighbours of the best one are tried.
@@ -26,6 +26,7 @@ MOST_CALIBRATING, MOST_JUDGING = 64, 32
 _NOISE_DB = 0.1
 
 Estimator = Callable[[RunningHistogram], Bounds]
+Quantizer = Callable[[onnx.ModelProto, Mapping[str, Bounds]], Quantized]  # in the target's dialect; takes the graph
 Progress = Callable[[int, int], None]
 
 
@@ -34,16 +35,16 @@ class Judge:
     """What a quantized graph is made with, and judged by."""
 
     estimate: Estimator
-    keep: Sequence[str]
+    quantizer: Quantizer
     calibrating: Samples
     reference: Reference
 
     def sqnr_db(self, model: onnx.ModelProto) -> float:
-        """Quantize a float32 graph in TensorRT's dialect and measure its outputs; `model` stays as it is."""
+        """Quantize a float32 graph as its target will have it and measure its outputs; `model` stays as it is."""
         probe = copy_model(model)
         histograms = collect(probe, activations(probe), self.calibrating, lambda done, total: None).histograms
         ranges = {name: self.estimate(found) for name, found in histograms.items() if found.total}
-        return self.reference.sqnr_db_of(quantize(copy_model(model), ranges, "tensorrt", self.keep).model)
+        return self.reference.sqnr_db_of(self.quantizer(copy_model(model), ranges).model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Choice:
 
 
 def choose_alpha(
-    model: onnx.ModelProto, samples: Samples, estimate: Estimator, keep: Sequence[str], progress: Progress
+    model: onnx.ModelProto, samples: Samples, estimate: Estimator, quantizer: Quantizer, progress: Progress
 ) -> Choice:
     """Return the alpha with the best SQNR at the outputs; `model` stays as it is.
 
@@ -69,7 +70,7 @@ def choose_alpha(
     maxima = channel_maxima(copy_model(model), channels, calibrating, lambda done, total: None)
     total = len(GRID) + 3
     with Reference(model, judging) as reference:
-        judge = Judge(estimate, keep, calibrating, reference)
+        judge = Judge(estimate, quantizer, calibrating, reference)
         trials: dict[float | None, float] = {None: judge.sqnr_db(model)}
 
         def attempt(alpha: float) -> None:

@@ -22,6 +22,7 @@ from optimizer.errors import StageError
 from optimizer.graph.affine import Float32
 from optimizer.graph.index import attribute
 from optimizer.graph.keep import match
+from optimizer.graph.modules import modules_of
 from optimizer.graph.opset import raise_opset
 from optimizer.graph.placement import Placement
 from optimizer.graph.qdq import PairWriter
@@ -94,7 +95,7 @@ def quantize_blocks(model: onnx.ModelProto, keep: Sequence[str] = (), block: int
     raised to 21, or when `keep` matches nothing.
     """
     refuse_quantized(model, _WHERE, "int4")
-    kept = match(keep, model.graph.node, _WHERE)
+    kept = match(keep, model.graph.node, _WHERE, modules_of(model))
     raised = raise_opset(model, MINIMUM_OPSET, _WHERE, "4-bit integers with block scales")
     index = typed_index(model)
     layers = layers_of(index, kept, weights_only=True)

@@ -16,6 +16,7 @@ from optimizer.graph.affine import Float64
 from optimizer.graph.equalize_absorb import Edit, absorb
 from optimizer.graph.facts import lift_constants
 from optimizer.graph.index import FLOAT, GraphIndex, attribute
+from optimizer.graph.qdq import inner_names
 from optimizer.graph.shapes import infer
 
 # What dynamic axes count as while channels are followed through a Reshape: primes, so that no product of sizes looks
@@ -125,7 +126,7 @@ class Rewriting:
 
     def _fresh(self, name: str) -> str:
         taken = {o for node in self.model.graph.node for o in (*node.output, node.name)} | self._initializers.keys()
-        taken |= {value.name for value in self.model.graph.input}
+        taken |= {value.name for value in self.model.graph.input} | set(inner_names(self.model.graph))
         fresh, count = name, 1
         while fresh in taken:
             fresh, count = f"{name}_{count}", count + 1

@@ -19,6 +19,7 @@ import onnx
 from optimizer.errors import StageError
 from optimizer.graph.affine import Affine, Bounds, Float32, Float64
 from optimizer.graph.keep import match
+from optimizer.graph.modules import modules_of
 from optimizer.graph.opset import raise_opset
 from optimizer.graph.placement import Layers, Placement, check_ranges, place_tensorrt
 from optimizer.graph.qdq import PairWriter
@@ -71,7 +72,7 @@ def quantize_float8(
     19, when `keep` matches nothing, or when a range is missing.
     """
     refuse_quantized(model, _WHERE, "fp8")
-    kept = match(keep, model.graph.node, _WHERE)
+    kept = match(keep, model.graph.node, _WHERE, modules_of(model))
     raised = raise_opset(model, MINIMUM_OPSET, _WHERE, "8-bit floats")
     index = typed_index(model)
     layers = layers_of(index, kept, attention=attention)

@@ -10,7 +10,7 @@ import onnx
 from optimizer.errors import StageError
 from optimizer.graph.affine import Affine, Bounds, asymmetric, symmetric
 from optimizer.graph.index import FLOAT, GraphIndex, node_key
-from optimizer.graph.quantizable import Candidate, Product
+from optimizer.graph.quantizable import COMPUTE, Candidate, Product
 from optimizer.graph.residuals import Sum
 from optimizer.graph.sharing import Span, share
 
@@ -67,12 +67,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What is to be quantized: layers with a weight, attention's products, residual sums; `left` stay in float."""
+    """What is to be quantized: layers with a weight, attention's products, residual sums.
+
+    `left` stay in float; `kept` are the nodes that the recipe names, which read float tensors wherever there are any.
+    """
 
     candidates: Sequence[Candidate]
     products: Sequence[Product] = ()
     sums: Sequence[Sum] = ()
     left: Collection[str] = ()
+    kept: Collection[str] = ()
 
 
 def place_tensorrt(index: GraphIndex, layers: Layers, ranges: Mapping[str, Bounds]) -> Placement:
@@ -116,7 +120,7 @@ def place_cpu(index: GraphIndex, layers: Layers) -> Placement:
         placement.read_operands(found_sum.node)
         placement.read_everywhere(exit_tensor(index, found_sum.node))
     for tensor in list(placement.roots):
-        _share_scale_upwards(index, placement, tensor)
+        _share_scale_upwards(index, placement, tensor, layers.kept)
     for node in index.graph.node:
         if node.op_type in _TAKEN and node_key(node) in layers.left:
             _guard(index, placement, node)
@@ -142,18 +146,56 @@ def _starts_at_zero(index: GraphIndex, node: onnx.NodeProto) -> bool:
     return index.is_constant(least) and float(index.constant(least)) == 0.0
 
 
-def _share_scale_upwards(index: GraphIndex, placement: Placement, tensor: str) -> None:
-    """Move a pair in front of the operators that keep scales: they then run on integers and round nothing."""
+def _share_scale_upwards(index: GraphIndex, placement: Placement, tensor: str, kept: Collection[str]) -> None:
+    """Move a pair in front of the operators that keep scales: they then run on integers and round nothing.
+
+    Where the values above are float32 it stays behind the last tensor that somebody wants so: an output of the graph,
+    or a node that the recipe keeps. Above integers there is no float tensor left to read.
+    """
     chain = [tensor]
     while (node := index.producers.get(chain[-1])) is not None and node.op_type in SAME_SCALE:
         above = node.input[0]
         if len([o for o in node.output if o]) > 1 or index.is_constant(above) or chain[-1] in index.captured:
             break
-        placement.edges.add((node.output[0], 0))
-        placement.whole.add(chain[-1])
+        if node_key(node) in kept:
+            break
         chain.append(above)
+    if chain[-1] not in placement.whole:
+        wanted = next((i for i, name in enumerate(chain) if _is_wanted_in_float(index, name, kept)), len(chain))
+        chain = chain[: wanted + 1]
+    for name in chain[:-1]:
+        placement.edges.add((index.producers[name].output[0], 0))
+        placement.whole.add(name)
     root = placement.roots.get(chain[-1], chain[-1])
     placement.roots.update(dict.fromkeys(chain, root))
+
+
+def _is_wanted_in_float(index: GraphIndex, tensor: str, kept: Collection[str]) -> bool:
+    """Is a tensor, or what only moves its values, an output of the graph or read by a node that the recipe keeps?"""
+    waiting = [tensor]
+    while waiting:
+        name = waiting.pop()
+        readers = [node for node, _ in index.readers.get(name, ())]
+        if name in index.outputs or any(node_key(node) in kept for node in readers):
+            return True
+        waiting += [node.output[0] for node in readers if node.op_type in _MOVING and node.input[0] == name]
+    return False
+
+
+def read_integers(index: GraphIndex, placement: Placement, nodes: Collection[str]) -> list[str]:
+    """Return those of the layers, by node key, whose activation is the dequantized value of integers."""
+    layers = [node for node in index.graph.node if node_key(node) in nodes and node.op_type in COMPUTE]
+    return [node_key(node) for node in layers if _integer_input(index, placement, node) is not None]
+
+
+def _integer_input(index: GraphIndex, placement: Placement, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Return the node whose first input is of integers: this one, or one above it that only moves values."""
+    while node.input[0] not in placement.whole:
+        above = index.producers.get(node.input[0])
+        if above is None or above.op_type not in _MOVING:
+            return None  # it reads float
+        node = above
+    return node
 
 
 def _guard(index: GraphIndex, placement: Placement, node: onnx.NodeProto) -> None:
@@ -162,16 +204,13 @@ def _guard(index: GraphIndex, placement: Placement, node: onnx.NodeProto) -> Non
     Numeric: the same values. Behind a single scale onnxruntime (1.20 to 1.31, WeightBiasQuantization) would quantize
     the layer against the recipe, with one scale for the whole weight.
     """
-    reader, position = node, 0
-    while reader.input[position] not in placement.whole:
-        above = index.producers.get(reader.input[position])
-        if above is None or above.op_type not in _MOVING:
-            return  # it reads float
-        reader, position = above, 0
-    shape = index.shapes.get(reader.input[position], ())
+    reader = _integer_input(index, placement, node)
+    if reader is None:
+        return
+    shape = index.shapes.get(reader.input[0], ())
     axis = next((i for i, size in enumerate(shape) if i > 0 and size is not None and size > 1), None)
     if axis is not None:
-        placement.guards[reader.output[0], position] = axis, int(shape[axis] or 0)
+        placement.guards[reader.output[0], 0] = axis, int(shape[axis] or 0)
 
 
 def check_ranges(placement: Placement, ranges: Mapping[str, Bounds], where: str) -> None:

@@ -14,6 +14,7 @@ from optimizer.graph.formats import NarrowFormat
 from optimizer.graph.index import node_key, subgraphs
 from optimizer.graph.keep import match
 from optimizer.graph.magnitudes import Judgement, Measured, axes
+from optimizer.graph.modules import modules_of
 from optimizer.graph.operators import (
     CONTRACTIONS,
     EXACT,
@@ -66,7 +67,7 @@ def decide(
     Raises: StageError when `keep` or `reasons` names what the graph does not hold.
     """
     own = dict(reasons or {})
-    named = match((*keep, *own), facts.nodes, narrow.name)
+    named = match((*keep, *own), facts.nodes, narrow.name, modules_of(facts.model))
     listed = {node: own.get(name, LISTED) for node, name in named.items()}
     judgement = Judgement(facts, measured or {}, narrow)
     decisions = [_own(judgement, node, listed) for node in facts.nodes]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from optimizer.graph.affine import Affine, Float32, stack_scales, to_int8, to_int32, weight_scales
-from optimizer.graph.index import GraphIndex, free_name, node_key
+from optimizer.graph.index import GraphIndex, free_name, node_key, subgraphs
 from optimizer.graph.placement import Placement
 from optimizer.graph.quantizable import Candidate
 from optimizer.runtime.session import Array
@@ -22,7 +22,7 @@ class PairWriter:
         self.index = index
         self.placement = placement
         self.affine = affine
-        self.taken = {*index.types, *index.readers, *index.producers}
+        self.taken = {*index.types, *index.readers, *index.producers, *inner_names(index.graph)}
         self.head: list[onnx.NodeProto] = []  # DequantizeLinear of constants
         self.tensors: dict[str, onnx.TensorProto] = {}
         self.replaced: dict[tuple[str, int], str] = {}  # inputs of nodes that now read another tensor
@@ -168,6 +168,15 @@ class PairWriter:
 
     def _fresh(self, name: str) -> str:
         return free_name(name, self.taken)
+
+
+def inner_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names that subgraphs give: an outer tensor must not have one of them, too."""
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from (value.name for value in (*body.input, *body.initializer))
+            yield from (name for inner in body.node for name in inner.output)
+            yield from inner_names(body)
 
 
 def _node(kind: str, inputs: list[str], output: str, name: str, **attributes: int) -> onnx.NodeProto:

@@ -81,6 +81,8 @@ def _candidate(index: GraphIndex, node: onnx.NodeProto) -> Candidate | str:
     if node.op_type == "MatMul":
         if rank < 2 or len(index.shapes.get(data, (0, 0))) < 2:
             return "an operand is a vector"
+        if rank > 2 and data not in index.shapes:
+            return "its weight is a stack of matrices, and whether its input is a vector is not known"
         return Candidate(node, 0, 1, rank - 1, None)
     if node.op_type == "Gemm":
         return Candidate(node, 0, 1, 0 if attribute(node, "transB", 0) else 1, bias)

@@ -12,7 +12,16 @@ from optimizer.errors import StageError
 from optimizer.graph.affine import Bounds
 from optimizer.graph.index import GraphIndex, node_key
 from optimizer.graph.keep import match
-from optimizer.graph.placement import Layers, check_ranges, measured_tensors, parameters, place_cpu, place_tensorrt
+from optimizer.graph.modules import modules_of
+from optimizer.graph.placement import (
+    Layers,
+    check_ranges,
+    measured_tensors,
+    parameters,
+    place_cpu,
+    place_tensorrt,
+    read_integers,
+)
 from optimizer.graph.qdq import PairWriter
 from optimizer.graph.quantizable import COMPUTE, UNASKED, Candidate, Dialect, Product, examine, never_quantized
 from optimizer.graph.residuals import residual_sums
@@ -71,13 +80,14 @@ def quantize(
     """
     _check_quantizable(model, "quantize")
     index = typed_index(model)
-    kept = match(keep, index.graph.node, "quantize")
+    kept = match(keep, index.graph.node, "quantize", modules_of(model))
     layers, left = _layers(index, dialect, kept, residuals, attention=attention)
     if not layers.candidates and not layers.products:
         raise StageError("no layer is left to quantize: " + "; ".join(summarize(left)), where="quantize")
     placement = place_tensorrt(index, layers, ranges) if dialect == "tensorrt" else place_cpu(index, layers)
     check_ranges(placement, ranges, "quantize")
     affine = parameters(placement, ranges, dialect)
+    coarse = _coarse(read_integers(index, placement, kept))
     writer = PairWriter(index, placement, affine)
     for found in layers.candidates:
         writer.quantize_weight(found, with_bias=dialect == "cpu")
@@ -85,6 +95,7 @@ def quantize(
     flat = sorted(root for root, p in affine.items() if p.degenerate)
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
     notes += _idle(layers, residuals, attention=attention)
+    notes += coarse
     unasked = frozenset(kept) | {name for name, reason in left.items() if reason == UNASKED}
     return Quantized(model, left, tuple(notes), unasked, writer.parameters, placement.groups)
 
@@ -99,6 +110,16 @@ def _idle(layers: Layers, residuals: Residuals, *, attention: bool) -> list[str]
     if attention and not layers.products:
         notes.append("attention: true has no effect: no Softmax stands between two products of activations")
     return notes
+
+
+def _coarse(layers: Sequence[str], limit: int = 3) -> list[str]:
+    """Say which kept layers read 8-bit values all the same."""
+    if not layers:
+        return []
+    more = f" and {len(layers) - limit} more" if len(layers) > limit else ""
+    read = "reads" if len(layers) == 1 else "read"
+    told = f"kept in float32, {', '.join(layers[:limit])}{more} {read} 8-bit values all the same: onnxruntime's integer"
+    return [f"{told} kernel of the layer before writes no others; keep that one, too, where this rounding counts"]
 
 
 def summarize(left: Mapping[str, str], limit: int = 3) -> list[str]:
@@ -157,7 +178,7 @@ def _layers(
     """Return what is to be quantized, and why the other layers are not."""
     candidates, products, left = examine_all(index, dialect, kept, attention=attention)
     sums = residual_sums(index, candidates, kept) if residuals == "int8" else []
-    return Layers(candidates, products, sums, left), left
+    return Layers(candidates, products, sums, left, frozenset(kept)), left
 
 
 def examine_all(

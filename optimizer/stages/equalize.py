@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optimizer.calibration.smoothing import Choice
     from optimizer.data.samples import Samples
     from optimizer.graph.affine import Bounds
+    from optimizer.graph.quantize import Quantized
 
 
 class Equalize(Stage):
@@ -29,6 +30,7 @@ class Equalize(Stage):
     """
 
     name: ClassVar[str] = "equalize"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
@@ -52,7 +54,10 @@ class Equalize(Stage):
         "percentile", description="how the range of an activation is chosen"
     )
     percentile: float = Field(99.999, gt=50.0, le=100.0, description="percent of values that percentile covers")
-    keep: tuple[str, ...] = Field((), description="operator types or node names that stay in float32")
+    keep: tuple[str, ...] = Field((), description="operator types, nodes or PyTorch modules that stay in float32")
+    residuals: Literal["float", "int8"] = Field("float", description="as quantize's")
+    attention: bool = Field(False, description="as quantize's")
+    dialect: Literal["tensorrt", "cpu"] = Field("tensorrt", json_schema_extra={"derived": True})
 
     @classmethod
     def wanted(cls, options: Mapping[str, Any]) -> bool:
@@ -128,10 +133,10 @@ class Equalize(Stage):
             model,
             samples,
             estimate,
-            self.keep,
+            self._quantized,
             lambda done, total: context.progress("alphas tried", done, total),
         )
-        context.note(_sentence(choice, method))
+        context.note(_sentence(choice, method, self.dialect))
         return choice.alpha
 
     def _estimator(self) -> tuple[str, Callable[[RunningHistogram], Bounds]]:
@@ -141,12 +146,17 @@ class Equalize(Stage):
         method: Method = "minmax" if self.method == "auto" else self.method
         return method, lambda found: estimate(found, method, self.percentile)
 
+    def _quantized(self, model: onnx.ModelProto, ranges: Mapping[str, Bounds]) -> Quantized:
+        from optimizer.graph.quantize import quantize
 
-def _sentence(choice: Choice, method: str) -> str:
+        return quantize(model, ranges, self.dialect, self.keep, self.residuals, self.attention)
+
+
+def _sentence(choice: Choice, method: str, dialect: str) -> str:
     order = sorted(choice.trials, key=lambda alpha: -1.0 if alpha is None else alpha)
     numbers = ", ".join(f"{'plain' if a is None else format(a, 'g')} {choice.trials[a]:.1f}" for a in order)
     picked = "the plain graph" if choice.alpha is None else f"alpha {choice.alpha:g}"
     return (
         f"smooth_quant auto took {picked}: int8 SQNR in dB at the outputs was {numbers} "
-        f"({choice.calibrating} samples calibrated, {choice.judging} others judged, {method}, TensorRT's dialect)"
+        f"({choice.calibrating} samples calibrated, {choice.judging} others judged, {method}, {dialect} dialect)"
     )

@@ -80,7 +80,10 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
             "dialect": "cpu",
         },
     ),
-    Calibrate: ({}, {"method": "minmax", "percentile": 99.9, "synthetic": True, "integer_sums": False, "dialects": ("cpu",)}),
+    Calibrate: (
+        {},
+        {"method": "minmax", "percentile": 99.9, "synthetic": True, "integer_sums": False, "dialects": ("cpu",)},
+    ),
     Diagnose: ({}, {}),
     Choose: (
         {},

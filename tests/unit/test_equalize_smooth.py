@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from equalization_graphs import attention, block, constant, copy, differs_by, set_constant, texts
-from quantization_graphs import build
+from quantization_graphs import Arrays, build
 
+from optimizer.calibration import channels
 from optimizer.calibration.channels import channel_maxima
 from optimizer.errors import StageError
 from optimizer.graph.equalize import Rewriting, bounded
@@ -225,6 +226,24 @@ def test_channel_maxima_are_those_of_all_samples_of_any_length() -> None:
     np.testing.assert_array_equal(found["x"], expected)
 
 
+def test_new_names_are_none_that_a_subgraph_has(tmp_path: Path) -> None:
+    model = build(
+        """g (float[batch, 8] x, bool c) => (float[batch, 8] y) {
+          a = MatMul (x, w)
+          y = If (c) <
+            then_branch = t () => (float[batch, 8] o) { x_smoothed = Abs (a) o = Neg (x_smoothed) },
+            else_branch = e () => (float[batch, 8] p) { p = Abs (a) }
+          >
+        }""",
+        {"w": (8, 8)},
+    )
+    result, _, inserted = smoothed(model)
+    assert inserted == ["x"]
+    assert "x_smoothed_1" in {name for node in result.graph.node for name in node.output}
+    given = {"x": np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32), "c": np.array(True)}
+    assert differs_by(model, result, given, tmp_path) < ROUNDING
+
+
 def test_unnamed_lengths_are_followed_only_where_shapes_are_known(tmp_path: Path) -> None:
     """Behind a Reshape to sizes that the graph computes from data, nothing is absorbed; a Mul does it."""
     model = build(
@@ -244,8 +263,28 @@ def test_unnamed_lengths_are_followed_only_where_shapes_are_known(tmp_path: Path
 def test_channel_maxima_refuse_what_overflows_and_name_the_samples() -> None:
     model, samples = mlp("Exp (h)"), texts(5, width=8)
     samples.arrays = [np.full(8, 1000.0 * (-1) ** i, dtype=np.float32) for i in range(5)]
-    with pytest.raises(StageError, match="activation 'a' becomes NaN or infinite on one of the samples picture-0 to"):
-        channel_maxima(model, {"a": 32}, samples, lambda done, total: None)
+    with pytest.raises(StageError, match="activation 'a' becomes NaN or infinite on sample picture-0\n"):
+        channel_maxima(copy(model), {"a": 32}, samples, lambda done, total: None)
+    samples.arrays[0] = np.zeros(8, dtype=np.float32)
+    with pytest.raises(StageError, match="on one of the samples picture-1 to picture-4\n"):
+        channel_maxima(copy(model), {"a": 32}, samples, lambda done, total: None)
+
+
+def batches_of(lengths: list[int], budget: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many sentences of these lengths go through the graph at once; a word of one takes 64 bytes."""
+    rng = np.random.default_rng(0)
+    samples = Arrays([rng.normal(size=(n, 16)).astype(np.float32) for n in lengths], name="x")
+    monkeypatch.setattr(channels, "_BUDGET_BYTES", budget)
+    done: list[int] = []
+    channel_maxima(block(outlier=1.0), {"x": 16}, samples, lambda count, total: done.append(count))
+    return list(np.diff([0, *done]))
+
+
+def test_long_samples_go_through_the_graph_in_batches_that_fit_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [10] * 20 + [200] * 4
+    assert batches_of(lengths, 64 * 400, monkeypatch) == [1, 15, 4, 1, 1, 2]
+    assert batches_of(lengths, 64 << 20, monkeypatch) == [1, 15, 4, 1, 3]  # the twin: nothing but the count limits
+    assert batches_of([200] * 3, 1, monkeypatch) == [1, 1, 1]
 
 
 def test_a_graph_of_fixed_batch_is_filled_up() -> None:

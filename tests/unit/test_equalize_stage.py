@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from equalization_graphs import block, constant, copy, differs_by, texts
+from equalization_graphs import attention, block, constant, copy, differs_by, texts
 from quantization_graphs import Arrays, infer, pictures, small_cnn, sqnr_db
 
 from optimizer.calibration.estimators import minmax
@@ -16,6 +17,8 @@ from optimizer.calibration.probe import OutputErrors
 from optimizer.calibration.smoothing import GRID, choose_alpha, split
 from optimizer.data.samples import Samples
 from optimizer.errors import StageError
+from optimizer.graph.affine import Bounds
+from optimizer.graph.quantize import Quantized, quantize
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.stage import StageContext
 from optimizer.stages.calibrate import Calibrate
@@ -65,8 +68,34 @@ def test_planted_outliers_are_smoothed_by_several_db(tmp_path: Path) -> None:
     smoothed = quantized_sqnr_db(onnx.load(path), model, tmp_path / "smoothed")
     assert smoothed > plain + 6
     assert "smooth_quant auto took alpha" in notes[0]
-    assert "(40 samples calibrated, 20 others judged, minmax, TensorRT's dialect)" in notes[0]
+    assert "(40 samples calibrated, 20 others judged, minmax, tensorrt dialect)" in notes[0]
     assert notes[1].endswith("0 activations scaled in the layers before them, 2 by a Mul each")
+
+
+def plain_db(stage: Equalize, model: onnx.ModelProto, samples: Samples, folder: Path) -> tuple[str, str]:
+    """Return what the plain graph gave in int8, and the dialect in which that was measured."""
+    folder.mkdir()
+    note = next(n for n in run(stage, copy(model), samples, folder)[1] if "smooth_quant auto took" in n)
+    return note.partition("was plain ")[2].partition(",")[0], note.rpartition(", ")[2]
+
+
+def test_auto_judges_in_the_dialect_of_the_target_and_says_so(tmp_path: Path) -> None:
+    model = block(outlier=60.0)
+    tensorrt, cpu = (
+        plain_db(Equalize(smooth_quant="auto", method="minmax", dialect=dialect), model, texts(30), tmp_path / dialect)
+        for dialect in ("tensorrt", "cpu")
+    )
+    assert (tensorrt[1], cpu[1]) == ("tensorrt dialect)", "cpu dialect)")
+    assert tensorrt[0] != cpu[0]  # another graph
+
+
+def test_auto_judges_with_attentions_products_in_int8_where_the_variant_has_them(tmp_path: Path) -> None:
+    samples = Arrays(list(np.random.default_rng(2).normal(size=(30, 4, 16)).astype(np.float32)), name="x")
+    without, beside = (
+        plain_db(Equalize(smooth_quant="auto", attention=wanted), attention(), samples, tmp_path / str(wanted))[0]
+        for wanted in (False, True)
+    )
+    assert float(beside) < float(without)
 
 
 def test_auto_does_no_harm_where_there_are_no_outliers(tmp_path: Path) -> None:
@@ -124,8 +153,12 @@ def test_auto_judges_by_samples_that_did_not_calibrate() -> None:
     assert not {id(s.inputs["x"]) for s in calibrating} & {id(s.inputs["x"]) for s in judging}
 
 
+def int8(model: onnx.ModelProto, ranges: Mapping[str, Bounds]) -> Quantized:
+    return quantize(model, ranges, "tensorrt")
+
+
 def test_auto_tries_the_plain_graph_and_both_neighbours_of_the_best_alpha() -> None:
-    choice = choose_alpha(block(outlier=60.0), texts(30), minmax, (), lambda done, total: None)
+    choice = choose_alpha(block(outlier=60.0), texts(30), minmax, int8, lambda done, total: None)
     assert None in choice.trials
     tried = {a: value for a, value in choice.trials.items() if a is not None}
     assert set(tried) >= set(GRID)

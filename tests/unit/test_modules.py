@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from onnx import helper
 from quantization_graphs import ranges_of
 from torch import nn
 
+from optimizer.errors import StageError
+from optimizer.graph import float8
+from optimizer.graph.blocks import quantize_blocks
 from optimizer.graph.keep import match
-from optimizer.graph.modules import MODULE, module_of, origin, paths, scope
+from optimizer.graph.modules import MODULE, MODULES, module_of, modules_of, modules_text, origin, paths, scope
 from optimizer.graph.quantize import quantize
 from optimizer.graph.slim import slim
 from optimizer.stages.export import _carry_modules
@@ -40,12 +44,14 @@ class Net(nn.Module):
         self.body = nn.Sequential(Block(4, 4), Block(4, 4))
         self.shared = nn.Conv2d(4, 4, 1)
         self.linear = nn.Linear(4, 5)
+        self.dropout = nn.Dropout()
+        self.unused = nn.Linear(2, 2)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.stem(image)
         x = x + self.body(x)
         x = self.shared(self.shared(x))
-        return self.linear(x.mean((2, 3)))
+        return self.linear(self.dropout(x.mean((2, 3))))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +70,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert program is not None
     _carry_modules(program.model, {name for name, _ in net.named_modules()})
+    program.model.metadata_props[MODULES] = modules_text(net.named_modules())
     program.save(str(folder / "exported.onnx"), external_data=False)
     slim(str(folder / "exported.onnx"), str(folder / "simplified.onnx"))
     return folder
+
+
+def quantize_tensorrt(model: onnx.ModelProto, keep: Sequence[str]) -> object:
+    return quantize(model, {}, "tensorrt", keep)
+
+
+def quantize_float8(model: onnx.ModelProto, keep: Sequence[str]) -> object:
+    return float8.quantize_float8(model, {}, keep)
 
 
 EXPECTED = ["stem.conv", "body.0.conv", "body.1.conv", "shared", "shared", "linear"]
@@ -106,6 +121,53 @@ def test_a_module_is_kept_with_all_inside_it(exported: Path) -> None:
     nodes = onnx.load(exported / "simplified.onnx").graph.node
     found = match(["body.1"], nodes, "quantize")
     assert {n.op_type for n in nodes if n.name in found} == {"Conv", "Relu"}
+
+
+def refusal(keep: list[str], model: onnx.ModelProto) -> list[str]:
+    with pytest.raises(StageError) as caught:
+        match(keep, model.graph.node, "quantize", modules_of(model))
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("name", ["exported.onnx", "simplified.onnx"])
+def test_a_normalisation_that_was_folded_is_told_with_what_holds_it_now(exported: Path, name: str) -> None:
+    assert refusal(["body.1.bn"], onnx.load(exported / name)) == [
+        (
+            "quantize: keep: the module 'body.1.bn' is no longer in the graph: it was folded into the Conv of "
+            "'body.1.conv'"
+        ),
+        "  in place of 'body.1.bn' write body.1.conv",
+    ]
+
+
+@pytest.mark.parametrize("name", ["exported.onnx", "simplified.onnx"])
+def test_a_module_without_nodes_is_told_from_a_slip(exported: Path, name: str) -> None:
+    model = onnx.load(exported / name)
+    assert refusal(["dropout", "unused"], model) == [
+        (
+            "quantize: keep: the module 'dropout' (Dropout) left no node in the graph: it does nothing in inference; "
+            "the module 'unused' (Linear) left no node in the graph: it was folded into constants or other modules, "
+            "or never called"
+        ),
+        "  take 'dropout' out of keep: nothing is computed for it alone",
+        "  take 'unused' out of keep: nothing is computed for it alone",
+    ]
+    assert "'dropouts' is neither" in refusal(["dropouts"], model)[0]
+
+
+@pytest.mark.parametrize("stage", [quantize_tensorrt, quantize_float8, quantize_blocks])
+def test_every_variant_in_few_bits_knows_the_models_modules(
+    exported: Path, stage: Callable[[onnx.ModelProto, Sequence[str]], object]
+) -> None:
+    with pytest.raises(StageError, match=r"the module 'dropout' \(Dropout\) left no node"):
+        stage(onnx.load(exported / "simplified.onnx"), ["dropout"])
+
+
+def test_a_graph_from_elsewhere_names_no_modules(exported: Path) -> None:
+    model = onnx.load(exported / "simplified.onnx")
+    del model.metadata_props[:]
+    assert "'dropout' is neither" in refusal(["dropout"], model)[0]
+    assert "was folded into" in refusal(["stem.bn"], model)[0]  # which its nodes say
 
 
 def test_no_path_of_this_machine_is_exported(exported: Path) -> None:
