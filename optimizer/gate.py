@@ -13,8 +13,19 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower"]
 
 
-def judge(candidate: CandidateReport, gate: Gate | None, batch: str, metrics: dict[str, Better]) -> Verdict:
-    """Judge one measured candidate: pass when every limit holds with its interval, fail when one is broken with it."""
+def judge(
+    candidate: CandidateReport,
+    gate: Gate | None,
+    batch: str,
+    metrics: dict[str, Better],
+    baseline: CandidateReport | None = None,
+    causes: Sequence[str] = (),
+) -> Verdict:
+    """Judge one measured candidate: pass when every limit holds with its interval, fail when one is broken with it.
+
+    A limit on latency stays undecided where the latency is marked disturbed. `baseline` is what the speedup refers to,
+    `causes` what disturbed the rounds at this batch: both are named in the reason.
+    """
     if gate is None:
         return Verdict(status="pass", reasons=("no gate",))
     found: list[tuple[Status, str]] = []
@@ -22,7 +33,8 @@ def judge(candidate: CandidateReport, gate: Gate | None, batch: str, metrics: di
         found.append(judge_drop(name, candidate.accuracy_delta.get(name), limit.max_drop, metrics[name]))
     if gate.speedup is not None:
         ratio = (candidate.speedup or {}).get(batch)
-        found.append(judge_speedup(ratio, gate.speedup.min, batch))
+        sides = [c for c in (baseline, candidate) if c is not None]
+        found.append(weigh(judge_speedup(ratio, gate.speedup.min, batch), sides, batch, causes))
     return combine(found)
 
 
@@ -53,6 +65,30 @@ def judge_speedup(ratio: Speedup | None, least: float, batch: str) -> tuple[Stat
     if high < least:
         return "fail", f"{said}; at least {least:g} is needed"
     return "inconclusive", f"{said}; whether it reaches {least:g} cannot be decided with these samples"
+
+
+def weigh(
+    found: tuple[Status, str], sides: Sequence[CandidateReport], batch: str, causes: Sequence[str] = ()
+) -> tuple[Status, str]:
+    """Take back an answer that rests on a disturbed latency, and name what did not hold still.
+
+    Disturbed rounds that count, because too few others were to be had, move the median by an unknown amount, and not
+    that of all candidates alike: no interval of those rounds holds that. A latency that merely did not hold still is in
+    the interval: its rounds and openings are what is drawn, and it holds what each half of the session gave.
+    """
+    status, said = found
+    timed = {c.name: c.latency_ms[batch] for c in sides if c.latency_ms and batch in c.latency_ms}
+    disturbed = [name for name, latency in timed.items() if latency.disturbed]
+    if disturbed:
+        latency = timed[disturbed[0]]
+        by = f" ({'; '.join(causes)})" if causes else ""
+        return "inconclusive", (
+            f"{said}; that decides nothing: {latency.disturbed_rounds} of the {latency.rounds} rounds behind the "
+            f"latency of {' and '.join(disturbed)} were disturbed{by}. Quieten the machine or raise measure.seconds, "
+            "and measure again"
+        )
+    shaky = [f"{name}: {latency.unstable}" for name, latency in timed.items() if latency.unstable]
+    return status, f"{said}, which includes that latency did not hold still ({'; '.join(shaky)})" if shaky else said
 
 
 def combine(found: Sequence[tuple[Status, str]]) -> Verdict:

@@ -1,4 +1,4 @@
-"""Resident memory of this process as the kernel counts it: now, and at its peak."""
+"""Peak resident memory of this process as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,6 @@ def peak_rss_bytes() -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-def rss_bytes() -> int | None:
-    """Return the resident memory of this process now; None where the system does not say."""
-    return _field("VmRSS")
 
 
 def reset_peak_rss() -> bool:

@@ -31,6 +31,7 @@ class Change:
     normalised: Ratio | None = None
     yardstick: str | None = None
     drift: float = 1.0  # the yardstick, after over before
+    identical: bool = False  # the very same measurement on both sides
 
     @property
     def tolerance(self) -> float:
@@ -127,9 +128,14 @@ def _found(pair: Pair, batch: str, judge: _Judge, is_asked: bool) -> tuple[Findi
     if pair.unchanged and finding != "pass" and not is_asked:
         # What did not change cannot have become slower: this is how far two sessions differ.
         return "shown", f"{sentence}; artifact and packages are those of before, so look at what surrounds them"
-    unstable = _unstable(pair, batch)
-    # A latency that did not hold still cannot convict.
-    return "inconclusive" if finding == "fail" and unstable else finding, sentence + unstable
+    marks = _marks(pair, batch)
+    if "disturbed" in marks and not change.identical:
+        said = " and ".join(marks["disturbed"])
+        hint = "that decides nothing: measure again, on a quiet machine or for longer"
+        return "inconclusive", f"{sentence}; it was disturbed {said}; {hint}"
+    # The interval holds what did not hold still within a session, not why it did so in that one: nobody is convicted.
+    shaky = f"; it was unstable {' and '.join(marks['unstable'])}" if "unstable" in marks else ""
+    return "inconclusive" if finding == "fail" and shaky else finding, sentence + shaky
 
 
 def _regression(change: Change) -> tuple[Finding, str]:
@@ -153,8 +159,8 @@ def _change(pair: Pair, batch: str) -> Change:
     Raises: AbsentError.
     """
     first, second = pair.before.rounds(pair.old, batch), pair.after.rounds(pair.new, batch)
-    if np.array_equal(first, second):  # the very same measurement
-        return Change(Ratio(1.0, np.ones(2)))
+    if np.array_equal(first, second):
+        return Change(Ratio(1.0, np.ones(2)), identical=True)
     stick = _yardstick(pair)
     openings = pair.before.openings(batch), pair.after.openings(batch)
     if any(found and sum(found) != len(rounds) for found, rounds in zip(openings, (first, second), strict=True)):
@@ -195,14 +201,15 @@ def _unlike(pair: Pair) -> str:
     return "; ".join(f"another {what} ({a} before, {b} after)" for what, a, b in facts if a != b)
 
 
-def _unstable(pair: Pair, batch: str) -> str:
+def _marks(pair: Pair, batch: str) -> dict[str, list[str]]:
+    """Return what is marked of the latencies, with when: before, after, or both."""
     sides = (("before", pair.old), ("after", pair.new))
     timed = [(when, c.latency_ms[batch]) for when, c in sides if c.latency_ms]
     kinds = {
         "unstable": [when for when, latency in timed if not latency.stable],
         "disturbed": [when for when, latency in timed if latency.disturbed],
     }
-    return "".join(f"; it was {kind} {' and '.join(found)}" for kind, found in kinds.items() if found)
+    return {kind: found for kind, found in kinds.items() if found}
 
 
 def _p50(candidate: CandidateReport, batch: str) -> str:

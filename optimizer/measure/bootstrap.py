@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ Counts = npt.NDArray[np.int64]
 Openings = tuple[Sequence[int], Sequence[int]]  # of two sessions
 _CELLS = 4096
 FEWEST_BLOCKS = 5
+DRIFT = 0.05  # beyond it, the halves of a session differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +25,34 @@ class Ratio:
     """A ratio of medians; `draws` holds it in every resample, so that ratios of ratios can be formed.
 
     `degrees` is one less than the blocks of rounds that were drawn from; 0 stands for so many that it does not matter.
+    `halves` is the lower and the higher of what the first and the second half of the rounds give by themselves, where
+    these differ by more than 5 %; None where they agree.
     """
 
     value: float
     draws: Floats
     degrees: int = 0
+    halves: Interval | None = None
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Interval from the draws, widened for few blocks; see `widened`."""
-        return widened(self, level)
+        """Interval from the draws, widened for few blocks (see `widened`), that holds what each half gave."""
+        low, high = widened(self, level)
+        return Interval(min(low, self._extremes.low), max(high, self._extremes.high))
 
     def over(self, other: Ratio) -> Ratio:
         """This ratio over another one that was drawn independently."""
-        return Ratio(self.value / other.value, self.draws / other.draws, _fewer(self.degrees, other.degrees))
+        (low, high), (least, most) = self._extremes, other._extremes
+        halves = Interval(low / most, high / least) if self.halves or other.halves else None
+        return Ratio(self.value / other.value, self.draws / other.draws, _fewer(self.degrees, other.degrees), halves)
 
     def inverse(self) -> Ratio:
         """The other way round."""
-        return Ratio(1 / self.value, 1 / self.draws, self.degrees)
+        halves = Interval(1 / self.halves.high, 1 / self.halves.low) if self.halves else None
+        return Ratio(1 / self.value, 1 / self.draws, self.degrees, halves)
+
+    @property
+    def _extremes(self) -> Interval:
+        return self.halves or Interval(self.value, self.value)
 
 
 def widened(ratio: Ratio, level: float) -> Interval:
@@ -81,7 +94,9 @@ def interleaved_ratio(above: Floats, below: Floats, seed: int = SEED, openings: 
     ratios with intervals).
     """
     drawn, degrees = _plan(np.log(np.median(above, axis=1) / np.median(below, axis=1)), seed, openings)
-    return Ratio(float(np.median(above) / np.median(below)), medians(above, drawn) / medians(below, drawn), degrees)
+    value = float(np.median(above) / np.median(below))
+    halves = _halves([np.median(one) / np.median(other) for one, other in zip(_cut(above), _cut(below), strict=True)])
+    return Ratio(value, medians(above, drawn) / medians(below, drawn), degrees, halves)
 
 
 def separate_ratio(above: Floats, below: Floats, seed: int = SEED, openings: Openings = ((), ())) -> Ratio:
@@ -95,7 +110,24 @@ def separate_ratio(above: Floats, below: Floats, seed: int = SEED, openings: Ope
 def median(samples: Floats, seed: int = SEED, openings: Sequence[int] = ()) -> Ratio:
     """Median over all samples; one side of a ratio. Shapes: [rounds, calls]."""
     drawn, degrees = _plan(np.log(np.median(samples, axis=1)), seed, openings)
-    return Ratio(float(np.median(samples)), medians(samples, drawn), degrees)
+    halves = _halves([np.median(half) for half in _cut(samples)])
+    return Ratio(float(np.median(samples)), medians(samples, drawn), degrees, halves)
+
+
+def _cut(samples: Floats) -> tuple[Floats, ...]:
+    """The first and the second half of the rounds; a single round is both."""
+    half = len(samples) // 2
+    return (samples[:half], samples[half:]) if half else (samples, samples)
+
+
+def _halves(found: Sequence[np.floating[Any]]) -> Interval | None:
+    """What the halves gave, where they differ.
+
+    Openings, and runs of rounds, are drawn as if their order meant nothing: of a step in the middle of one opening they
+    may know so little that the interval holds neither level. What both candidates saw alike is no drift of their ratio.
+    """
+    low, high = float(min(found)), float(max(found))
+    return Interval(low, high) if high / low - 1 > DRIFT else None
 
 
 def _plan(series: Floats, seed: int, openings: Sequence[int]) -> tuple[Counts, int]:

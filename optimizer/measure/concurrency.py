@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from optimizer.errors import MeasurementError, UsageError
 from optimizer.measure.latency import blamed
+from optimizer.measure.surroundings import Watch, disturbances
 from optimizer.runner import Runner
 from optimizer.runtime.session import Feed
 
@@ -27,6 +29,7 @@ class Load:
     """What `workers` runners did together. `threads` are those of one runner; latencies are over all their calls.
 
     `passes_items_per_second`: each pass by itself, lowest and highest, so that one can see what differs by chance.
+    `disturbed`: what disturbed the machine meanwhile, and in how many of the passes.
     """
 
     workers: int
@@ -38,6 +41,7 @@ class Load:
     p90_ms: float
     p99_ms: float
     calls: int
+    disturbed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -51,6 +55,7 @@ class _Pass:
     calls_per_second: float
     latencies_ns: list[int]
     threads: int
+    disturbed: tuple[str, ...]
 
 
 def measure_concurrency(
@@ -79,10 +84,12 @@ def measure_concurrency(
             )
         name, split = f"{probe.runtime} on {probe.device}", probe.device == "cpu"
     found: dict[int, list[_Pass]] = {level: [] for level in levels}
-    for number in range(PASSES):
-        for level in levels if number % 2 == 0 else reversed(levels):
-            each = threads // level if split else threads
-            found[level].append(_run(open_runner, feed, (level, each), seconds / PASSES, name))
+    with Watch() as watch:
+        for number in range(PASSES):
+            for level in levels if number % 2 == 0 else reversed(levels):
+                each = threads // level if split else threads
+                team = _Team(open_runner, level, each, f"{name}, {level} at once")
+                found[level].append(_run(team, feed, seconds / PASSES, watch))
     return tuple(_load(level, batch, passes) for level, passes in found.items())
 
 
@@ -100,28 +107,54 @@ def _load(level: int, batch: int, passes: Sequence[_Pass]) -> Load:
         p90_ms=p90,
         p99_ms=p99,
         calls=len(latencies),
+        disturbed=tuple(
+            f"{reason} in {count} of {len(passes)} passes"
+            for reason, count in Counter(reason for one in passes for reason in one.disturbed).items()
+        ),
     )
 
 
-def _run(open_runner: Callable[[int], Runner], feed: Feed, level: tuple[int, int], seconds: float, name: str) -> _Pass:
-    """Open the runners, let all of them start together and call for `seconds`."""
-    workers, threads = level
-    begin = threading.Barrier(workers)
-    with contextlib.ExitStack() as stack, blamed(f"{name}, {workers} at once"):
-        runners = [stack.enter_context(open_runner(threads)) for _ in range(workers)]
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(_work, runner, feed, begin, seconds) for runner in runners]
+@dataclass(frozen=True, slots=True)
+class _Team:
+    """How many runners of how many threads work together, and what to call them in an error."""
+
+    open_runner: Callable[[int], Runner]
+    workers: int
+    threads: int
+    name: str
+
+
+def _run(team: _Team, feed: Feed, seconds: float, watch: Watch) -> _Pass:
+    """Open the runners, let all of them start together and call for `seconds`; the first one in the calling thread.
+
+    libgomp keeps threads for each thread that ever called. If it counts more of them than processors, as it would with
+    all runners in new threads beside this one, which was timed before, it all but stops to spin between the parts of a
+    call, and PyTorch has another latency than by itself: docs/measurement.md has numbers.
+    Source: GNU libgomp manual, GOMP_SPINCOUNT.
+    """
+    begin = threading.Barrier(team.workers)
+    with contextlib.ExitStack() as stack, blamed(team.name):
+        runners = [stack.enter_context(team.open_runner(team.threads)) for _ in range(team.workers)]
+        before = watch.read()
+        with ThreadPoolExecutor(max(1, team.workers - 1)) as pool:
+            futures = [pool.submit(_work, runner, feed, begin, seconds) for runner in runners[1:]]
+            done = []
+            with contextlib.suppress(threading.BrokenBarrierError):  # another one failed, and says why
+                done.append(_work(runners[0], feed, begin, seconds))
             errors = [error for future in futures if (error := future.exception()) is not None]
+            # While the workers live: what a thread has waited is gone with it.
+            disturbed = disturbances(before, watch.read(), len(watch.processors))
         culprit = next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), None)
         if culprit is not None:
             raise culprit
-        if errors:
+        if errors or not done:
             raise MeasurementError(f"a worker was not ready within {_START_S:g} s")
-        done = [future.result() for future in futures]
+        done += [future.result() for future in futures]
     return _Pass(
         calls_per_second=sum(1e9 * len(taken) / span for taken, span in done),
         latencies_ns=[latency for taken, _ in done for latency in taken],
-        threads=threads,
+        threads=team.threads,
+        disturbed=disturbed,
     )
 
 

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from optimizer.errors import MissingToolError
 
@@ -25,7 +24,7 @@ class Source(Protocol):
     """A counter of joules since it was opened."""
 
     name: str
-    most_s: float  # how long a stretch it can tell
+    most_s: float  # how far apart two readings may be
 
     def read_j(self) -> float:
         """Return the joules so far; it never falls."""
@@ -160,39 +159,6 @@ def _nvml(device: str, stack: contextlib.ExitStack) -> Source | str:
     return power
 
 
-class EnergyMeter:
-    """Joules between entering and leaving; `joules` is null and `reason` a sentence where nothing counts them."""
-
-    def __init__(self, device: str, powercap: Path = POWERCAP) -> None:
-        self.joules: float | None = None
-        self.seconds = 0.0
-        self.source: str | None = None
-        self.reason: str | None = None
-        self._device, self._powercap = device, powercap
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        found = self._stack.enter_context(opened_source(self._device, self._powercap))
-        self._counter = None if isinstance(found, str) else found
-        self.source, self.reason = (None, found) if isinstance(found, str) else (found.name, None)
-        self._begun = time.perf_counter()
-        self._from = self._counter.read_j() if self._counter else 0.0
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stack:
-            if self._counter is None:
-                return
-            until = self._counter.read_j()
-            self.seconds = time.perf_counter() - self._begun
-            if self.seconds > self._counter.most_s:
-                self.reason = _too_long(self._counter, self.seconds)
-            else:
-                self.joules = until - self._from
-
-
 @dataclass(frozen=True, slots=True)
 class Energy:
     """Energy of one item in millijoules: all that the source counted, idle power included, by the items done.
@@ -235,9 +201,9 @@ def energy_mj_per_item(
         call()
         idle_w = _idle_w(source, idle_s)
         first = _calls_until_it_moves(source, call, 0.0)
-        last = _calls_until_it_moves(source, call, seconds) if first else None
-        if first is None or last is None:
-            return Energy(None, source.name, f"{source.name} stands still while calls run", idle_w=idle_w)
+        last = first if isinstance(first, str) else _calls_until_it_moves(source, call, seconds)
+        if isinstance(first, str) or isinstance(last, str):
+            return Energy(None, source.name, str(last), idle_w=idle_w)
     joules, took, items = last.joules - first.joules, last.now - first.now, last.calls * batch
     return Energy(1000 * joules / items, source.name, None, joules, took, items, joules / took, idle_w)
 
@@ -249,8 +215,8 @@ class _Moved:
     calls: int
 
 
-def _calls_until_it_moves(source: Source, call: Callable[[], None], seconds: float) -> _Moved | None:
-    """Call for `seconds` and on until the counter moves; None when it does not."""
+def _calls_until_it_moves(source: Source, call: Callable[[], None], seconds: float) -> _Moved | str:
+    """Call for `seconds` and on until the counter moves; a sentence when it does not, or not so that one can tell."""
     calls, begun = 0, time.perf_counter()
     before = source.read_j()
     while True:
@@ -259,10 +225,12 @@ def _calls_until_it_moves(source: Source, call: Callable[[], None], seconds: flo
             call()
             calls += 1
         joules, now = source.read_j(), time.perf_counter()
+        if now - block > source.most_s:
+            return _too_long(source, now - block)
         if now - begun >= seconds and joules > before:
             return _Moved(now, joules, calls)
         if now - begun > seconds + STANDSTILL_S:
-            return None
+            return f"{source.name} stands still while calls run"
         if now - begun < seconds:
             before = joules
 

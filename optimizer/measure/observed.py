@@ -42,11 +42,14 @@ def _range(ranges: Sequence[Sequence[float] | None]) -> list[float] | None:
     return [min(low for low, _ in known), max(high for _, high in known)] if known else None
 
 
+def causes(facts: Mapping[str, Any]) -> list[str]:
+    """Return what disturbed rounds, and how many."""
+    return [f"{reason} in {count} of {facts['rounds']} rounds" for reason, count in facts["disturbed_rounds"].items()]
+
+
 def complaints(facts: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each thing that makes these numbers less than those of a quiet machine."""
-    said = []
-    for reason, count in facts["disturbed_rounds"].items():
-        said.append(f"{reason} in {count} of {facts['rounds']} rounds")
+    said = causes(facts)
     if (facts["stolen_share"] or 0) > STOLEN_SHARE:
         said.append(f"the hypervisor took {facts['stolen_share']:.1%} of the processors' time")
     if (facts["others_share"] or 0) > OTHERS_SHARE:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optimizer.measure.bootstrap import Ratio, interleaved_ratio, median
+from optimizer.measure.bootstrap import DRIFT, Ratio, interleaved_ratio, median
 from optimizer.measure.observed import together
 from optimizer.measure.statistics import Floats
 from optimizer.measure.verdict import Difference, difference
@@ -19,7 +19,6 @@ from optimizer.results import Latency, Speedup
 
 ROUNDS = 20
 FEWEST_ROUNDS = 5
-STABLE_DRIFT = 0.05
 STABLE_SPREAD = 0.10
 
 Mask = npt.NDArray[np.bool_]
@@ -41,7 +40,7 @@ class Series:
     @cached_property
     def mask(self) -> Mask:
         """Which rounds count: those that nothing disturbed, or all where too few of those are left."""
-        return counted(self.disturbed, len(self.rounds_ms))
+        return counted(self.disturbed, len(self.rounds_ms), self.openings)
 
     @cached_property
     def counted_ms(self) -> Floats:
@@ -79,7 +78,7 @@ class Series:
         half = len(medians) // 2
         drift = float(abs(np.median(medians[:half]) / np.median(medians[half:]) - 1)) if half else math.inf
         spread = float(1.4826 * np.median(np.abs(medians - np.median(medians))) / np.median(medians))
-        if drift > STABLE_DRIFT:
+        if drift > DRIFT:
             return f"the medians of the first and second half differ by {drift:.0%}" if half else "there is one round"
         if spread > STABLE_SPREAD:
             return f"the medians of the rounds spread by {spread:.0%}"
@@ -102,11 +101,15 @@ class Series:
         }
 
 
-def counted(disturbed: tuple[bool, ...], rounds: int) -> Mask:
-    """Which rounds count: the undisturbed ones if there are 20, or half of fewer than 40 rounds and at least 5."""
+def counted(disturbed: tuple[bool, ...], rounds: int, openings: tuple[int, ...] = ()) -> Mask:
+    """Which rounds count: the undisturbed ones if there are 20, or half of fewer than 40 rounds and at least 5.
+
+    Of several openings at least half must have some: what differs between openings is else not seen any more.
+    """
     quiet = ~np.array(disturbed, dtype=bool) if disturbed else np.ones(rounds, dtype=bool)
     needed = max(FEWEST_ROUNDS, min(ROUNDS, math.ceil(rounds / 2)))
-    return quiet if quiet.sum() >= needed else np.ones(rounds, dtype=bool)
+    seen = sum(bool(part.any()) for part in np.split(quiet, np.cumsum(openings)[:-1])) if openings else 0
+    return quiet if quiet.sum() >= needed and 2 * seen >= len(openings) else np.ones(rounds, dtype=bool)
 
 
 @dataclass(frozen=True)

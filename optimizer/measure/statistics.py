@@ -108,6 +108,33 @@ def bootstrap_mean(values: Floats, level: float = 0.95) -> Interval:
     return percentiles(_resampled_means(values), level)
 
 
+def calls_needed(percentile: int, level: float = 0.95) -> int:
+    """Return how many calls a percentile needs before its interval has an upper bound.
+
+    With fewer, all of them may lie below the true percentile by chance: share ** calls > (1 - level) / 2.
+    Source: order statistics, Conover 1999, Practical Nonparametric Statistics, section 3.2.
+    """
+    return math.ceil(math.log((1 - level) / 2) / math.log(percentile / 100))
+
+
+def unsupported(calls: int) -> str | None:
+    """Say that p90 or p99 means little of so few calls: fewer than one is expected beyond it. None where they do.
+
+    Between the largest two calls a percentile is the maximum in another name: p99 of 30 calls lies below the true one
+    in three of four sessions (0.99 ** 30).
+    """
+    thin = [p for p in (90, 99) if calls * (100 - p) < 100]
+    if not thin:
+        return None
+    named = " and ".join(f"p{p}" for p in thin)
+    least, bounded = 100 // (100 - thin[-1]), calls_needed(thin[-1])
+    word = "rests" if len(thin) == 1 else "rest"
+    return (
+        f"{named} {word} on {calls} calls and may lie far too low: p{thin[-1]} needs {least}, and {bounded} before "
+        "chance leaves it an upper bound; raise measure.seconds"
+    )
+
+
 def student_quantile(level: float, degrees: int) -> float:
     """Return the bound that Student's t stays within, on both sides, with probability `level`.
 

@@ -11,10 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from optimizer.errors import MeasurementError, UsageError
-from optimizer.measure.bootstrap import Ratio, block_length, interleaved_ratio, widened
-from optimizer.measure.latency import LatencySession, Timed, blamed, measure_latency
+from optimizer.measure.bootstrap import interleaved_ratio
+from optimizer.measure.latency import Effort, LatencySession, Timed, Watching, _measure, blamed
+from optimizer.measure.observed import together
+from optimizer.measure.percentile import Percentile
 from optimizer.measure.series import Series
-from optimizer.measure.statistics import RESAMPLES, SEED, Floats, Interval
+from optimizer.measure.statistics import Floats, Interval, calls_needed
+from optimizer.measure.surroundings import Watch
 from optimizer.results import Latency
 from optimizer.runner import Runner
 from optimizer.runtime.session import Feed
@@ -22,9 +25,10 @@ from optimizer.runtime.session import Feed
 Held = Literal["holds", "broken", "undecided"]
 
 LEVEL = 0.95
+LOOKS = (1.0, 1.0, 2.0)  # times the seconds: while a budget stays open, as much again, at most 4 times in all
+DECIDING = 1 - (1 - LEVEL) / len(LOOKS)  # of each look, so that all of them together err as seldom as one (Bonferroni)
 TOLERANCE = 0.01  # a throughput within 1 % is as good
 PERCENTILES = (50, 90, 99)
-_AT_ONCE = 64  # resamples
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class Point:
     items_per_second: float
     budget_ms: float
     budget_ci95: tuple[float, float | None]
-    held: Held | None  # null without a budget
+    held: Held | None  # null without a budget; by the stricter interval `deciding`
     rounds_ms: Floats
+    deciding: Interval
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, without the samples."""
@@ -63,6 +68,7 @@ class Curve:
     reasons: tuple[str, ...]
     failed: Mapping[int, str] = field(default_factory=dict)
     surroundings: Mapping[str, Any] = field(default_factory=dict)
+    looks: int = 1  # how often rounds were taken until the budget was decided, or the bound reached
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, without the samples."""
@@ -71,6 +77,7 @@ class Curve:
             "budget_ms": self.budget_ms,
             "best_batch": self.best,
             "reasons": list(self.reasons),
+            "looks": self.looks,
             "failed": {str(batch): said for batch, said in self.failed.items()},
             "points": {str(batch): point.to_json() for batch, point in self.points.items()},
             "surroundings": dict(self.surroundings),
@@ -110,10 +117,14 @@ def sweep(
 ) -> Curve:
     """Time one candidate at every batch, `seconds` of calls each, batches in turns as candidates otherwise are.
 
+    While a batch that might be the best neither holds nor breaks the budget, more rounds are taken of all that do not
+    break it, up to four times `seconds`; what is open then is said to be.
+
     Each batch has a runner of its own: what one set up for its shapes is not undone by its neighbour. That takes memory
     for as many copies as there are batches. A batch that cannot run is left out and named; the others are timed.
-    Best is the batch of most items per second among those that hold the budget, with the whole 95 % interval of the
-    percentile at or below it; of several within 1 %, or that the samples cannot tell apart, the smallest.
+    Best is the batch of most items per second among those that hold the budget, with the whole interval of the
+    percentile at or below it (98.3 % at each of three looks, so 95 % in all); of several within 1 %, or that the
+    samples cannot tell apart, the smallest.
     Raises: UsageError for a percentile or batches that do not exist, MeasurementError when no batch can run.
     """
     if percentile not in PERCENTILES:
@@ -136,26 +147,49 @@ def sweep(
                 failed[batch] = error.what
         if not bound:
             raise MeasurementError(f"no batch can run: {'; '.join(failed.values())}", where="measure.sweep")
-        session = _in_turns(bound, seconds)
-    points = {
-        int(name): _point(int(name), _detailed(per[0]), per[0].counted_ms, budget_ms, percentile)
-        for name, per in session.series.items()
-    }
+        points, facts = _looked_at(bound, seconds, budget_ms, percentile)
     best, reasons = choose_best(points, budget_ms, percentile)
-    return Curve(
-        percentile, budget_ms, points, best, (*reasons, *failed.values()), failed, session.surroundings.get(0, {})
-    )
+    reasons = (*reasons, *failed.values())
+    return Curve(percentile, budget_ms, points, best, reasons, failed, together(facts), len(facts))
 
 
-def _in_turns(bound: Mapping[str, Timed], seconds: float) -> LatencySession:
+def _looked_at(
+    bound: Mapping[str, Timed], seconds: float, budget_ms: float | None, percentile: int
+) -> tuple[dict[int, Point], list[Mapping[str, Any]]]:
+    """Take rounds until the budget is decided or the looks are used up; return the points, and each look's facts."""
+    names, first = list(bound), None
+    series: dict[str, Series] = {}
+    points: dict[int, Point] = {}
+    facts: list[Mapping[str, Any]] = []
+    with Watch() as watch:
+        for share in LOOKS:
+            effort = Effort(seconds * share, like=first, opening=len(facts))
+            session = _in_turns({name: bound[name] for name in names}, effort, watch)
+            first = first or session
+            facts.append(session.surroundings[0])
+            for name in names:
+                own = session.series[name][0]
+                series[name] = _extended(series[name], own) if name in series else own
+                points[int(name)] = _point(int(name), series[name], budget_ms, percentile)
+            if not still_open(points):
+                break
+            names = [name for name in names if points[int(name)].held != "broken"]
+    return points, facts
+
+
+def _in_turns(bound: Mapping[str, Timed], effort: Effort, watch: Watching) -> LatencySession:
     """Time all batches as candidates of one session; an error names the batch."""
     try:
-        return measure_latency(
-            bound, {0: {}}, baseline=next(iter(bound)), seconds=seconds, progress=lambda done, total: None
-        )
+        return _measure(bound, {0: {}}, next(iter(bound)), effort, lambda done, total: None, watch)
     except MeasurementError as error:
         said = error.what.replace("at batch 0", f"at batch {error.where}", 1)
         raise MeasurementError(said, where="measure.sweep", hint=error.hint) from error
+
+
+def _extended(before: Series, more: Series) -> Series:
+    """The rounds of two looks at the same open runner as one; its turns have as many calls in both."""
+    rounds = np.concatenate([before.rounds_ms, more.rounds_ms])
+    return Series(rounds, before.warmup + more.warmup, before.disturbed + more.disturbed)
 
 
 def _detailed(series: Series) -> Latency:
@@ -163,48 +197,25 @@ def _detailed(series: Series) -> Latency:
     return Latency.model_validate(series.latency().model_dump() | series.detail())
 
 
-def _point(batch: int, latency: Latency, rounds_ms: Floats, budget_ms: float | None, percentile: int) -> Point:
-    value, interval = percentile_interval(rounds_ms, percentile)
+def _point(batch: int, series: Series, budget_ms: float | None, percentile: int) -> Point:
+    latency, rounds_ms = _detailed(series), series.counted_ms
+    known = Percentile(rounds_ms, percentile)
+    shown, deciding = known.interval(LEVEL), known.interval(DECIDING)
     held: Held | None = None
     if budget_ms is not None:
-        held = "holds" if interval.high <= budget_ms else "broken" if interval.low > budget_ms else "undecided"
-    high = interval.high if math.isfinite(interval.high) else None
-    return Point(batch, latency, 1000 * batch / latency.mean, value, (interval.low, high), held, rounds_ms)
+        held = "holds" if deciding.high <= budget_ms else "broken" if deciding.low > budget_ms else "undecided"
+        if held == "broken" and latency.disturbed:
+            held = "undecided"  # on a quiet machine it may hold; what holds beside neighbours does so without
+    high = shown.high if math.isfinite(shown.high) else None
+    per_second = 1000 * batch / latency.mean
+    return Point(batch, latency, per_second, known.value, (shown.low, high), held, rounds_ms, deciding)
 
 
-def calls_needed(percentile: int, level: float = LEVEL) -> int:
-    """Return how many calls a percentile needs before its interval has an upper bound.
-
-    With fewer, all of them may lie below the true percentile by chance: share ** calls > (1 - level) / 2.
-    Source: order statistics, Conover 1999, Practical Nonparametric Statistics, section 3.2.
-    """
-    return math.ceil(math.log((1 - level) / 2) / math.log(percentile / 100))
-
-
-def percentile_interval(rounds_ms: Floats, percentile: int) -> tuple[float, Interval]:
-    """Return a percentile over all calls, and its 95 % interval over rounds; without an upper bound for too few calls.
-
-    Whole rounds are drawn, runs of them where each resembles the one before, and few rounds widen the interval, as for
-    the ratio of medians.
-    Shapes: [rounds, calls].
-    """
-    value = float(np.percentile(rounds_ms, percentile))
-    rounds, calls = rounds_ms.shape
-    length = block_length(np.log(np.median(rounds_ms, axis=1)))
-    order = np.argsort(rounds_ms, axis=None)
-    ordered, owner = rounds_ms.ravel()[order], order // calls
-    rank = max(1, math.ceil(percentile / 100 * rounds * calls))
-    starts = np.random.default_rng(SEED).integers(0, rounds, (RESAMPLES, -(-rounds // length)))
-    chosen = ((starts[:, :, None] + np.arange(length)) % rounds).reshape(RESAMPLES, -1)[:, :rounds]
-    draws = []
-    for some in np.array_split(chosen, -(-RESAMPLES // _AT_ONCE)):
-        weight = np.stack([np.bincount(one, minlength=rounds) for one in some])
-        reached = np.cumsum(weight[:, owner], axis=1) >= rank
-        draws.append(ordered[np.argmax(reached, axis=1)])
-    found = widened(Ratio(value, np.concatenate(draws), max(1, rounds // length - 1)), LEVEL)
-    if rounds_ms.size < calls_needed(percentile):
-        found = Interval(found.low, math.inf)
-    return value, found
+def still_open(points: Mapping[int, Point]) -> bool:
+    """Whether a batch that neither holds nor breaks the budget might be the best."""
+    fastest = max((p for p in points.values() if p.held == "holds"), key=lambda p: p.items_per_second, default=None)
+    undecided = (p for p in points.values() if p.held == "undecided")
+    return any(fastest is None or not _certainly_slower(p, fastest) for p in undecided)
 
 
 def choose_best(
@@ -227,16 +238,14 @@ def choose_best(
 
 
 def _undecided(point: Point, budget_ms: float | None, percentile: int) -> str:
-    low, high = point.budget_ci95
-    if high is None:
-        return (
-            f"batch {point.batch} is undecided: p{percentile} {point.budget_ms:.4g} ms from "
-            f"{point.rounds_ms.size} calls, which have no upper bound; {calls_needed(percentile)} are needed"
-        )
-    return (
-        f"batch {point.batch} is undecided: p{percentile} {point.budget_ms:.4g} ms ({low:.4g} to {high:.4g}) "
-        f"against {budget_ms:g} ms"
-    )
+    low, high = point.deciding
+    said = f"batch {point.batch} is undecided: p{percentile} {point.budget_ms:.4g} ms"
+    if not math.isfinite(high):
+        needed = calls_needed(percentile, DECIDING)
+        return f"{said} from {point.rounds_ms.size} calls, which have no upper bound; {needed} unlike ones are needed"
+    if point.latency.disturbed and low > (budget_ms or 0):
+        return f"{said} ({low:.4g} to {high:.4g}) is beyond {budget_ms:g} ms, but its rounds were disturbed"
+    return f"{said} ({low:.4g} to {high:.4g}) against {budget_ms:g} ms"
 
 
 def _may_be_faster(point: Point, best: Point) -> bool:

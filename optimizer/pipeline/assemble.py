@@ -11,11 +11,12 @@ from optimizer.digest import sha256_bytes
 from optimizer.environment import environment
 from optimizer.errors import OptimizerError
 from optimizer.gate import Better, judge, overall, pareto, recommend
+from optimizer.measure.observed import causes
 from optimizer.metrics import metric_named
 from optimizer.pipeline.bench import Measured, read_document
 from optimizer.pipeline.calibration import Calibrated, summaries
 from optimizer.pipeline.layers import layer_table
-from optimizer.pipeline.numbers import latency_fields, load_fields, trtexec_line
+from optimizer.pipeline.numbers import doubts, latency_fields, load_fields, trtexec_line
 from optimizer.results import (
     ArtifactRef,
     CandidateReport,
@@ -57,7 +58,15 @@ def assemble(outcome: Outcome) -> Report:
     metric = next(iter(recipe.metrics), None)
     batch = str((recipe.gate.batch if recipe.gate else None) or recipe.measure.batches[0])
     better: dict[str, Better] = {name: metric_named(name).better for name in recipe.metrics}
-    judged = [_judged(c, baseline.name, recipe, batch, better) for c in candidates]
+    disturbed = causes(surroundings[batch]) if batch in surroundings else []
+
+    def judged_by(candidate: CandidateReport) -> CandidateReport:
+        if candidate.status != "measured" or candidate.name == baseline.name:
+            return candidate
+        verdict = judge(candidate, recipe.gate, batch, better, baseline, disturbed)
+        return candidate.model_copy(update={"verdict": verdict})
+
+    judged = [judged_by(c) for c in candidates]
     return Report(
         recipe=RecipeRef(name=recipe.name, path=str(recipe.path), sha256=sha256_bytes(recipe.text)),
         environment=environment(
@@ -75,7 +84,13 @@ def assemble(outcome: Outcome) -> Report:
         metrics=better,
         command=outcome.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        notes=(*outcome.notes, *_doubts(baseline, outcome), *_notes(outcome.measured), *_complaints(surroundings)),
+        notes=(
+            *outcome.notes,
+            *_doubts(baseline, outcome),
+            *_notes(outcome.measured),
+            *_complaints(surroundings),
+            *doubts(judged),
+        ),
         calibration=summaries(outcome.calibrated),
     )
 
@@ -153,11 +168,3 @@ def failed_candidate(candidate: Candidate, error: OptimizerError) -> CandidateRe
         reason=error.render(),
         precision=Precision(requested=candidate.precision),
     )
-
-
-def _judged(
-    candidate: CandidateReport, baseline: str, recipe: Recipe, batch: str, better: dict[str, Better]
-) -> CandidateReport:
-    if candidate.status != "measured" or candidate.name == baseline:
-        return candidate
-    return candidate.model_copy(update={"verdict": judge(candidate, recipe.gate, batch, better)})

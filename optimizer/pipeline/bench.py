@@ -39,7 +39,7 @@ _MEASURES_WITH = (
     "openvino",
     "Pillow",
 )
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(slots=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimizer.measure.statistics import unsupported
 from optimizer.pipeline.bench import read_document
 from optimizer.pipeline.run import graph_folder
-from optimizer.results import Latency, Speedup
+from optimizer.results import CandidateReport, Latency, Speedup
 from optimizer.types import MAIN_FILE
 
 if TYPE_CHECKING:
     from optimizer.pipeline.subject import Subject
     from optimizer.store import Entry
+
+AGREEMENT = 0.10  # of two p50s of one candidate by two protocols: sessions differ by several percent
 
 
 def latency_fields(document: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -41,6 +44,43 @@ def load_fields(parts: Mapping[str, Entry]) -> dict[str, Any]:
     if "energy" in found:
         load["energy_mj_per_item"] = found["energy"]["mj_per_item"]
     return load
+
+
+def doubts(candidates: Sequence[CandidateReport]) -> list[str]:
+    """Return sentences for the report: percentiles of too few calls, and protocols that disagree about one batch."""
+    found = []
+    for candidate in candidates:
+        for batch, latency in (candidate.latency_ms or {}).items():
+            thin = unsupported(latency.samples)
+            if thin:
+                found.append(f"{candidate.name} at batch {batch}: {thin}")
+        for load in candidate.concurrency:
+            thin = unsupported(load["calls"])
+            if thin:
+                found.append(f"{candidate.name}, {load['workers']} at once: {thin}")
+        found += [f"{candidate.name} at batch {said}" for said in _disagreements(candidate)]
+    return found
+
+
+def _disagreements(candidate: CandidateReport) -> list[str]:
+    """Where the p50 of the sweep, or of one runner by itself, is not that of the latency at the same batch."""
+    others: dict[str, list[tuple[str, float]]] = {}
+    for batch, point in (candidate.sweep or {}).get("points", {}).items():
+        others.setdefault(batch, []).append(("the sweep", point["latency_ms"]["p50"]))
+    for load in candidate.concurrency:
+        if load["workers"] == 1:
+            others.setdefault(str(load["batch"]), []).append(("one runner by itself", load["p50_ms"]))
+    found = []
+    for batch, latency in (candidate.latency_ms or {}).items():
+        for what, p50 in others.get(batch, []):
+            apart = max(p50 / latency.p50, latency.p50 / p50) - 1
+            if apart > AGREEMENT:
+                found.append(
+                    f"{batch}: p50 is {latency.p50:.4g} ms in turn with the other candidates and {p50:.4g} ms in "
+                    f"{what}, {apart:.0%} apart: the machine, or what the caches held, was not the same; the verdict "
+                    "rests on the former"
+                )
+    return found
 
 
 def trtexec_line(subject: Subject) -> str | None:

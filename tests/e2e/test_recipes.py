@@ -21,8 +21,10 @@ def test_the_demo_meets_its_gate(tmp_path: Path) -> None:
     if not (recipe.parent / "checkpoint.safetensors").is_file():
         pytest.skip("the demo is not trained: python recipes/digits-cnn/train.py")
     done = run_optimize("build", recipe, "--out", tmp_path / "run", home=tmp_path / "home")
-    assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    if done.returncode == 7 and any("were disturbed" in reason for reason in report["verdict"]["reasons"]):
+        pytest.skip("the machine was too busy to decide the speedup: " + report["verdict"]["reasons"][0])
+    assert done.returncode == 0, done.stdout + done.stderr
     assert report["verdict"]["status"] == "pass"
     assert set(report["recommended"]) == {"cpu"}
     assert sum(c["status"] == "built" for c in report["candidates"]) in (0, 3)  # engines, where there is no GPU

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.measure.energy import EnergyMeter, energy_mj_per_item
+from optimizer.measure.energy import energy_mj_per_item
 from optimizer.measure.memory import measure_memory
 from optimizer.runner import Runner
 from optimizer.runners.torch import TorchRunner
@@ -69,17 +69,7 @@ def test_more_items_take_more_energy_and_calls_more_power_than_none(runner: Runn
     assert 0 < large.mj_per_item < small.mj_per_item  # a full GPU spends less on each item
     assert large.mean_w is not None
     assert large.idle_w is not None
-    assert large.mean_w > large.idle_w
-
-
-def test_the_meter_counts_joules_while_nothing_runs(runner: Runner) -> None:
-    import time
-
-    with runner, EnergyMeter("cuda:0") as meter:
-        time.sleep(1.0)
-    assert meter.reason is None, meter.reason
-    assert meter.joules is not None
-    assert 1.0 < meter.joules / meter.seconds < 1500.0  # watts of one board
+    assert 1.0 < large.idle_w < large.mean_w < 1500.0  # watts of one board
 
 
 def test_device_memory_holds_the_weights(runner: Runner, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from compare_runs import RIGHT, lose, paces, usual
 from optimizer.compare import Check, Comparison, compare
 from optimizer.compare.latency import change_between
 from optimizer.errors import UsageError
+from optimizer.measure.series import Series
 from optimizer.recipe.model import Gate, MetricLimit, SpeedupLimit
 from optimizer.report.read import read_report
 
@@ -211,6 +212,28 @@ def test_a_latency_that_did_not_hold_still_convicts_nobody(before: Path, tmp_pat
     found = judged(before, usual(tmp_path / "after", 1, latency=shaky))
     assert found.status == "inconclusive"
     assert "it was unstable after" in found.reasons[0]
+
+
+def disturbed(folder: Path, seed: int, pace: float) -> Path:
+    """A run whose latencies are marked disturbed."""
+    timed = latency(seed, pace)
+    mark = {"disturbed": True, "disturbed_rounds": 50, "rounds": 60}
+    marked = {n: {"latency_ms": {"1": Series(t, 3).latency().model_dump(mode="json") | mark}} for n, t in timed.items()}
+    return usual(folder, seed, latency=timed, changed=marked)
+
+
+@pytest.mark.parametrize(("pace", "quiet"), [(1.0, "pass"), (1.5, "fail")])
+def test_a_disturbed_latency_decides_nothing(before: Path, tmp_path: Path, pace: float, quiet: str) -> None:
+    after = disturbed(tmp_path / "after", 1, pace)
+    for asked in (None, gate(speedup=0.9)):
+        found = check(judged(before, after, asked), "latency")
+        assert found.finding == "inconclusive"
+        assert found.sentence.endswith(
+            "; it was disturbed after; that decides nothing: measure again, on a quiet machine or for longer"
+        )
+        twin = judged(before, usual(tmp_path / f"quiet {asked is None}", 1, latency=latency(1, pace)), asked)
+        assert check(twin, "latency").finding == quiet
+    assert judged(after, after).status == "pass"  # the very same measurement differs in nothing
 
 
 @pytest.mark.parametrize("name", ["outcomes.npz", "latency.npz"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from optimizer.measure import nvml as nvml_module
-from optimizer.measure.energy import EnergyMeter, NvmlPower, Rapl, energy_mj_per_item, opened_source
+from optimizer.measure.energy import Energy, NvmlPower, Rapl, energy_mj_per_item, opened_source
 
 WATTS = 50.0
 BUSY_S = 0.002
@@ -96,10 +96,9 @@ def test_a_counter_that_stands_still_gives_no_number(gpu: Any, monkeypatch: pyte
 
 def test_without_a_counter_power_is_integrated(gpu: Any) -> None:
     gpu(Nvml(counts=False))
-    with EnergyMeter("cuda:0") as meter:
-        time.sleep(0.2)
-    assert meter.source == "NVML power, sampled every 20 ms"
-    assert meter.joules == pytest.approx(WATTS * meter.seconds, rel=0.05)
+    found = energy_mj_per_item(busy, 1, 0.2, device="cuda:0", idle_s=0.0)
+    assert found.source == "NVML power, sampled every 20 ms"
+    assert found.mean_w == pytest.approx(WATTS, rel=0.05)
 
 
 def test_power_that_changes_is_integrated_by_trapezoids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +120,9 @@ def test_power_that_changes_is_integrated_by_trapezoids(monkeypatch: pytest.Monk
 
 def test_a_gpu_that_tells_nothing_gives_the_reason(gpu: Any) -> None:
     gpu(Nvml(counts=False, powers=False))
-    with EnergyMeter("cuda:0") as meter:
-        pass
-    assert (meter.joules, meter.source) == (None, None)
-    assert meter.reason == "NVML tells neither energy nor power of this GPU: Not Supported"
+    found = energy_mj_per_item(busy, 1, 0.1, device="cuda:0")
+    assert (found.mj_per_item, found.joules, found.source) == (None, None, None)
+    assert found.reason == "NVML tells neither energy nor power of this GPU: Not Supported"
 
 
 def test_without_nvml_the_reason_is_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,11 +136,12 @@ def test_packages_are_summed_and_their_parts_left_out(tmp_path: Path) -> None:
     first, second = zone(tmp_path, "0", "package-0", uj=5), zone(tmp_path, "1", "package-1", uj=7)
     zone(tmp_path, "0:0", "core")
     zone(tmp_path, "2", "psys")
-    with EnergyMeter("cpu", tmp_path) as meter:
+    with opened_source("cpu", tmp_path) as source:
+        assert not isinstance(source, str)
         (first / "energy_uj").write_text(str(5 + 3_000_000))
         (second / "energy_uj").write_text(str(7 + 4_000_000))
         (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("9000000")
-    assert (meter.joules, meter.source) == (pytest.approx(7.0), "RAPL, processor packages")
+        assert (source.read_j(), source.name) == (pytest.approx(7.0), "RAPL, processor packages")
 
 
 def test_a_counter_that_wraps_around_goes_on(tmp_path: Path) -> None:
@@ -155,12 +154,21 @@ def test_a_counter_that_wraps_around_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_stretch_in_which_it_may_wrap_twice_has_no_number(tmp_path: Path) -> None:
-    zone(tmp_path, "0", "package-0", span=50_000_000)  # 50 J: 50 ms at 1000 W
-    with EnergyMeter("cpu", tmp_path) as meter:
-        time.sleep(0.08)
-    assert meter.joules is None
-    assert meter.reason is not None
-    assert meter.reason.startswith("RAPL, processor packages may wrap around twice in 0.0")
+    def measured(span_uj: int) -> Energy:
+        root = tmp_path / str(span_uj)
+        counter = zone(root, "0", "package-0", span=span_uj) / "energy_uj"
+
+        def call() -> None:
+            time.sleep(0.08)
+            counter.write_text(str((int(counter.read_text()) + 1_000_000) % span_uj))
+
+        return energy_mj_per_item(call, 1, 0.1, powercap=root, idle_s=0.0)
+
+    short = measured(50_000_000)  # 50 J: 50 ms at 1000 W, and a call takes 80
+    assert short.mj_per_item is None
+    assert short.reason is not None
+    assert short.reason.startswith("RAPL, processor packages may wrap around twice in 0.")
+    assert measured(50_000_000_000).mj_per_item == pytest.approx(1000.0)  # the twin: 50 s
 
 
 def test_a_machine_without_rapl_says_so(tmp_path: Path) -> None:

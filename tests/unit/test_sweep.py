@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,15 @@ import pytest
 from child_runners import ScriptedRunner, onnx_runner
 
 from optimizer.errors import MeasurementError, StageError, UsageError
+from optimizer.measure.bootstrap import widened
 from optimizer.measure.concurrency import measure_concurrency
+from optimizer.measure.percentile import Percentile
 from optimizer.measure.series import Series
+from optimizer.measure.statistics import Interval
 from optimizer.measure.sweep import (
     Point,
-    calls_needed,
     choose_best,
     doubled_batches,
-    percentile_interval,
     sweep,
 )
 from optimizer.runner import Runner
@@ -53,12 +55,12 @@ class CostlyRunner(ScriptedRunner):
 
 def test_the_best_batch_is_the_fastest_that_holds_the_budget() -> None:
     curve = sweep(CostlyRunner, feed_of, (1, 4, 8, 16), seconds=0.15, budget_ms=100.0, percentile=50)
-    assert curve.best == 8
+    assert curve.best in (4, 8)  # 4 where the machine was so busy that 8 is not certainly faster
     assert [point.held for point in curve.points.values()] == ["holds"] * 3
     assert curve.failed == {16: "failed at batch 16: out of memory"}
     assert curve.reasons[-1] == "failed at batch 16: out of memory"
     document = curve.to_json()
-    assert document["best_batch"] == 8
+    assert document["best_batch"] == curve.best
     assert list(document["points"]) == ["1", "4", "8"]
     json.dumps(document, allow_nan=False)
 
@@ -66,7 +68,7 @@ def test_the_best_batch_is_the_fastest_that_holds_the_budget() -> None:
 def test_a_batch_beyond_the_budget_is_not_best() -> None:
     """The twin: the same runner, a budget below what batch 8 takes."""
     curve = sweep(CostlyRunner, feed_of, (1, 8), seconds=0.15, budget_ms=5.5, percentile=50)
-    assert curve.points[8].held == "broken"
+    assert curve.points[8].held in ("broken", "undecided")  # the latter where the machine was too busy to tell
     assert curve.best in (1, None)  # None only where the machine was so busy that batch 1 took twice its time
 
 
@@ -109,7 +111,9 @@ def point(
 ) -> Point:
     rounds = ms * np.exp(np.random.default_rng(batch).normal(0, noise, (40, 10)))
     series = Series(rounds, 1)
-    return Point(batch, series.latency(), 1000 * batch / ms, ms, ci95, held, rounds)
+    low, high = ci95
+    deciding = Interval(low, math.inf if high is None else high)
+    return Point(batch, series.latency(), 1000 * batch / ms, ms, ci95, held, rounds, deciding)
 
 
 def test_an_undecided_batch_is_named_and_never_best() -> None:
@@ -147,16 +151,9 @@ def test_no_batch_that_holds_leaves_none_best() -> None:
         None,
         (
             "no batch is known to hold p99 <= 1.5 ms",
-            "batch 4 is undecided: p99 1 ms from 400 calls, which have no upper bound; 368 are needed",
+            "batch 4 is undecided: p99 1 ms from 400 calls, which have no upper bound; 477 unlike ones are needed",
         ),
     )
-
-
-@pytest.mark.parametrize(("percentile", "calls"), [(50, 6), (90, 36), (99, 368)])
-def test_a_percentile_needs_calls_beyond_it(percentile: int, calls: int) -> None:
-    share = percentile / 100
-    assert calls_needed(percentile) == calls
-    assert share**calls <= 0.025 < share ** (calls - 1)
 
 
 @pytest.mark.parametrize(("shape", "percentile", "z"), [((40, 25), 99, 2.3263), ((40, 5), 90, 1.2816)])
@@ -164,15 +161,34 @@ def test_the_interval_of_a_percentile_covers_it(shape: tuple[int, int], percenti
     rng, truth = np.random.default_rng(5), math.exp(0.3 * z)
     hits = 0
     for _ in range(40):
-        _, found = percentile_interval(np.exp(rng.normal(0, 0.3, shape)), percentile)
+        found = Percentile(np.exp(rng.normal(0, 0.3, shape)), percentile).interval(0.95)
         hits += found.low <= truth <= found.high
     assert hits >= 33  # 38 of 40 are expected; fewer than 33 come once in 200 times at 95 %
 
 
 def test_too_few_calls_have_no_upper_bound() -> None:
     calls = np.exp(np.random.default_rng(1).normal(0, 0.3, (36, 10)))
-    assert percentile_interval(calls, 99)[1].high == math.inf
-    assert percentile_interval(calls, 90)[1].high < math.inf
+    assert Percentile(calls, 99).interval(0.95).high == math.inf
+    assert Percentile(calls, 90).interval(0.95).high < math.inf
+
+
+def test_calls_of_a_round_that_are_alike_count_as_fewer() -> None:
+    """1,000 calls, 25 a round: apart they bound p99, all of a round alike they are 40."""
+    rng = np.random.default_rng(2)
+    apart, alike = np.exp(rng.normal(0, 0.3, (40, 25))), np.exp(np.repeat(rng.normal(0, 0.3, (40, 1)), 25, axis=1))
+    assert Percentile(apart, 99).interval(0.95).high < math.inf
+    assert Percentile(alike, 99).interval(0.95).high == math.inf
+
+
+def test_p99_of_rounds_that_differ_is_covered_more_often_than_by_draws_alone() -> None:
+    rng, truth = np.random.default_rng(5), math.exp(2.3263 * math.hypot(0.3, 0.3))
+    covered = drawn = 0
+    for _ in range(40):
+        found = Percentile(np.exp(rng.normal(0, 0.3, (40, 1)) + rng.normal(0, 0.3, (40, 10))), 99)
+        covered += truth <= found.interval(0.95).high
+        drawn += truth <= widened(found._drawn, 0.95).high
+    assert covered >= 34  # simulated with 150: 0.93, and 0.85 by draws alone
+    assert drawn < covered
 
 
 def test_runners_at_once_share_the_threads(tmp_path: Path) -> None:
@@ -194,13 +210,61 @@ def test_runners_at_once_share_the_threads(tmp_path: Path) -> None:
 
 
 def test_two_that_sleep_do_twice_as_much() -> None:
-    """5 ms of sleep a call: throughput doubles with two at once and latency stays; the numbers are those of sums."""
+    """5 ms of sleep a call: throughput doubles with two at once and latency stays; the numbers are those of sums.
+
+    The best of four passes, because neighbours may take the processor from the others.
+    """
     one, two = measure_concurrency(
         lambda threads: ScriptedRunner(seconds=0.005), feed_of(1), (1, 2), threads=2, seconds=0.4
     )
-    assert two.items_per_second == pytest.approx(2 * one.items_per_second, rel=0.25)
-    assert one.items_per_second == pytest.approx(190, rel=0.25)
-    assert two.p50_ms == pytest.approx(one.p50_ms, rel=0.25)
+    best, twice = one.passes_items_per_second[1], two.passes_items_per_second[1]
+    assert twice == pytest.approx(2 * best, rel=0.35)
+    assert 100 < best <= 200
+    assert two.p50_ms < 1.5 * one.p50_ms  # one after the other it would be 2
+
+
+class Placed(ScriptedRunner):
+    """Notes the thread that calls it."""
+
+    def __init__(self, threads: list[int]) -> None:
+        super().__init__(seconds=0.001)
+        self._called = threads
+
+    def open(self) -> Session:
+        session, called = super().open(), self._called
+
+        class Noting(Session):
+            def infer(self, feed: Feed) -> dict[str, Array]:
+                called.append(threading.get_ident())
+                return session.infer(feed)
+
+            def bind(self, feed: Feed) -> Callable[[], None]:
+                return lambda: self.infer(feed) and None
+
+        return Noting()
+
+
+def test_one_runner_by_itself_is_called_where_latency_is_timed() -> None:
+    """OpenMP keeps threads for each thread that calls: in a new one PyTorch would run in another mode."""
+    alone: list[int] = []
+    measure_concurrency(lambda threads: Placed(alone), feed_of(1), (1,), threads=2, seconds=0.05)
+    assert set(alone) == {threading.get_ident()}
+    both: list[int] = []
+    measure_concurrency(lambda threads: Placed(both), feed_of(1), (2,), threads=2, seconds=0.05)
+    assert threading.get_ident() in both
+    assert len(set(both)) > 1
+
+
+def test_passes_that_were_disturbed_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(reason: tuple[str, ...]) -> tuple[str, ...]:
+        monkeypatch.setattr("optimizer.measure.concurrency.disturbances", lambda *_: reason)
+        (load,) = measure_concurrency(
+            lambda threads: ScriptedRunner(seconds=0.001), feed_of(1), (1,), threads=1, seconds=0.05
+        )
+        return tuple(load.to_json()["disturbed"])
+
+    assert found(("waited for a processor",)) == ("waited for a processor in 4 of 4 passes",)
+    assert found(()) == ()
 
 
 def test_a_worker_that_fails_leaves_nobody_waiting() -> None:
