@@ -142,7 +142,8 @@ def overall(candidates: Sequence[CandidateReport], gate: Gate | None) -> Verdict
         return Verdict(status="inconclusive", reasons=("No candidate could be measured here, so none was judged.",))
     passing = [c.name for c in judged if c.verdict and c.verdict.status == "pass"]
     if passing:
-        return Verdict(status="pass", reasons=(f"{', '.join(passing)} of {len(judged)} judged hold every limit.",))
+        said = f"{len(passing)} of {len(judged)} judged candidates hold every limit: {', '.join(passing)}."
+        return Verdict(status="pass", reasons=(said,))
     reasons = tuple(f"{c.name}: {c.verdict.reasons[0]}" for c in judged if c.verdict and c.verdict.reasons)
     failed = all(c.verdict and c.verdict.status == "fail" for c in judged)
     return Verdict(status="fail" if failed else "inconclusive", reasons=reasons)

@@ -56,6 +56,7 @@ class Stage(BaseModel, ABC):
     optional: ClassVar[frozenset[str]] = frozenset()  # roles that are left out where the recipe has no such source
     produces: ClassVar[Format]
     tools: ClassVar[tuple[str, ...]] = ()  # distributions whose version can change the output
+    preloads: ClassVar[tuple[str, ...]] = ()  # what the child that does its work imports, first where it is called
     device_bound: ClassVar[bool] = False
     keeps_float32: ClassVar[bool] = False  # the output is the variant's float32 graph from here on (role "float32")
     # the least compute capability of a GPU that executes the output; None: any

@@ -18,6 +18,9 @@ def choose_candidate(report: Report, variant: str, target: str | None = None) ->
         return variant  # a candidate's own name
     deployable = [c for c in report.candidates if c.runtime not in _PYTORCH]
     of_variant = [c for c in deployable if c.variant == variant]
+    in_pytorch = [c for c in report.candidates if c.variant == variant and c.runtime in _PYTORCH]
+    if target in _PYTORCH or (target is None and in_pytorch and not of_variant):
+        raise _without_file(report, f"{variant}@{target or in_pytorch[0].runtime}")
     if not of_variant:
         raise unknown("variant", variant, dict.fromkeys(c.variant for c in deployable))
     if target is not None:
@@ -46,11 +49,7 @@ def find_candidate(report: Report, name: str) -> CandidateReport:
     if candidate is None:
         raise unknown("candidate", name, [c.name for c in report.candidates if c.runtime not in _PYTORCH])
     if candidate.runtime in _PYTORCH:
-        others = [c.name for c in report.candidates if c.runtime not in _PYTORCH]
-        raise UsageError(
-            f"'{name}' runs in PyTorch and has no file to deploy (there are: {', '.join(others) or 'none'})",
-            where="bundle",
-        )
+        raise _without_file(report, name)
     if candidate.status == "failed":
         raise StageError(
             f"'{name}' failed: {candidate.reason}",
@@ -58,6 +57,20 @@ def find_candidate(report: Report, name: str) -> CandidateReport:
             hint="mend it and build again, or bundle another one",
         )
     return candidate
+
+
+def _without_file(report: Report, name: str) -> UsageError:
+    """Return the error for what executes the PyTorch module, with what this run can bundle in its place."""
+    variant = name.partition("@")[0]
+    able = [c for c in report.candidates if c.runtime not in _PYTORCH and c.status != "failed"]
+    own = [c for c in able if c.variant == variant]
+    if own:
+        hint = f"The same variant can be bundled as:  --variant {variant} --target {'|'.join(c.runtime for c in own)}"
+    elif able:
+        hint = f"This run can bundle: {', '.join(c.name for c in able)}"
+    else:
+        hint = "This run has nothing to bundle: add a target to the recipe, e.g. onnxruntime: {}, and build again."
+    return UsageError(f"'{name}' runs in PyTorch and has no file to deploy", where="bundle", hint=hint)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

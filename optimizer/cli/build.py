@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,8 +42,7 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     from optimizer.pipeline.run import open_out
     from optimizer.recipe.loader import load_recipe
     from optimizer.recipe.steps import check_only
-    from optimizer.report.trace import render_trace
-    from optimizer.report.write import write_report
+    from optimizer.report.write import build_trace, write_report
     from optimizer.store import Store
 
     only, out, trace = options["only"], options["out"], options["trace"]
@@ -55,6 +55,7 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     place = home()
     store = Store(place / "store", progress.say)
     run = open_out(out) if isinstance(out, Path) else new_run(loaded.name)
+    forget_logs(run)
     try:
         built = build(
             loaded,
@@ -78,9 +79,22 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     if not failed and not only and not options["locked"]:
         _write_lock(loaded, built.report)
     if isinstance(trace, Path):
-        begun = {s.id: s.started_s for s in built.report.stages if s.started_s is not None}
-        trace.write_text(render_trace(built.report, begun))
+        trace.write_text(build_trace(built.report))
     finish(ctx, built, as_json=bool(options["as_json"]))
+
+
+def forget_logs(run: Path) -> None:
+    """Remove what an earlier build logged in this folder: its faults must not be taken for this build's.
+
+    Raises: UsageError where they cannot be removed.
+    """
+    logs = run / "logs"
+    if not logs.is_dir():
+        return
+    try:
+        shutil.rmtree(logs)
+    except OSError as error:
+        raise UsageError(f"cannot be removed: {error.strerror}", where=str(logs), hint="Name a new folder.") from error
 
 
 def reproduce(command: str, recipe: Recipe, arguments: list[str]) -> str:

@@ -19,10 +19,16 @@ def command(path: Path, settings: dict[str, str]) -> None:
 
         check_bundle(path, click.echo)
         return
+    from optimizer.graph.builder_options import without_gpu
     from optimizer.recipe.loader import load_recipe
     from optimizer.recipe.steps import derive
+    from optimizer.runtime import cuda
 
     recipe = load_recipe(path, settings)
     derivation = derive(recipe)
     candidates = ", ".join(c.name for c in derivation.candidates)
     click.echo(f"{path}: sound. {len(derivation.steps)} stages, {len(derivation.candidates)} candidates: {candidates}")
+    absent = cuda.missing() if "tensorrt" in recipe.targets else None
+    if absent:
+        first, *rest = without_gpu(absent).splitlines()
+        click.echo("\n  ".join([f"note: targets.tensorrt: {first}", *rest]))

@@ -1,4 +1,4 @@
-"""Engines on the screen: one by its layers; two by totals, then the layers that differ, most work first."""
+"""Engines on the screen: one by how it was built and its layers; two by totals, then the layers that differ."""
 
 from __future__ import annotations
 
@@ -11,6 +11,50 @@ from optimizer.cli.layers import layer_lines, tail
 _LAYERS = 20  # that multiply, and differ; --json has all
 _OTHERS = 8
 PARTS = ("totals", "layers", "others", "only_first", "only_second")
+
+
+def built_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how one engine was built: by what, for which GPUs and shapes, with which options."""
+    yield f"built by {document['package']} {document['version']}"
+    yield f"compute capabilities  {', '.join(document.get('compute_capabilities', ())) or 'the GPU it was built on'}"
+    for axis, sizes in document.get("profile", {}).items():
+        yield f"profile  {axis}: {_range(sizes)}"
+    several = document.get("profiles", ())
+    if len(several) > 1:
+        yield f"optimization profiles   {len(several)}, by their index"
+        for index, entry in enumerate(several):
+            yield f"  {index}  {'; '.join(f'{axis}: {_range(sizes)}' for axis, sizes in entry.items())}"
+    options = document.get("options")
+    if options:
+        given = document.get("options_given", {})
+        yield f"builder options   {'* set by the recipe' if given else 'the defaults of the library'}"
+        for name, value in (given | options).items():  # what the library holds is the last word
+            yield f"  {'*' if name in given else ' '} {name}  {_option(name, value)}"
+    cache = document.get("timing_cache")
+    if cache:
+        began = cache.get("began_with_sha256")
+        yield f"timing cache   {'locked, ' if cache.get('locked') else ''}began with {(began or 'nothing')[:8]}"
+    if document.get("retry"):
+        first, second = document["retry"]["workspace"]
+        yield f"  ! {document['retry']['reason']}: built again with a workspace of {second:,} bytes, not {first:,}"
+    if document.get("trtexec"):
+        yield f"the like by NVIDIA's own tool   {document['trtexec']}"
+
+
+def _range(sizes: Mapping[str, int]) -> str:
+    return f"min {sizes['min']}, opt {sizes['opt']}, max {sizes['max']}"
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "workspace":
+        return f"{value:,} bytes"
+    if name == "profiles":
+        return "as listed above"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_option(key, item)}" for key, item in value.items())
+    return str(value)
 
 
 def summary_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from optimizer.cli.engines import PARTS, engine_lines, shares, summary_lines
+from optimizer.cli.engines import PARTS, built_lines, engine_lines, shares, summary_lines
 from optimizer.cli.layers import layer_lines
 from optimizer.cli.ranges import chosen_ranges, largest_change_first, screen, with_health
 from optimizer.errors import MissingToolError, UsageError
@@ -74,11 +74,7 @@ def _onnx(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _engine(document: Mapping[str, Any]) -> Iterator[str]:
-    yield f"built by {document['package']} {document['version']}"
-    built_for = ", ".join(document.get("compute_capabilities", ())) or "the GPU it was built on"
-    yield f"compute capabilities  {built_for}"
-    for axis, sizes in document.get("profile", {}).items():
-        yield f"profile  {axis}: min {sizes['min']}, opt {sizes['opt']}, max {sizes['max']}"
+    yield from built_lines(document)
     yield from summary_lines(document)
 
 

@@ -36,8 +36,8 @@ def command(run: str, form: str, output: Path | None) -> None:
     from optimizer.report.read import read_report, write_text
 
     given = Path(run)
-    report = read_report(given if given.is_file() else find_run(run))
-    text = _render(form)(report)
+    place = given if given.is_file() else find_run(run)
+    text = _render(form, place if place.is_dir() else place.parent)(read_report(place))
     if output is None:
         click.echo(text, nl=False)
         return
@@ -49,13 +49,19 @@ def command(run: str, form: str, output: Path | None) -> None:
     click.echo(str(output))
 
 
-def _render(form: str) -> Callable[[Report], str]:
-    if form == "html":
-        from optimizer.report.html import render_html as render
-    elif form == "md":
-        from optimizer.report.markdown import render_markdown as render
-    elif form == "junit":
-        from optimizer.report.junit import render_junit as render
-    else:
-        from optimizer.report.read import to_json as render
-    return render
+def _render(form: str, run: Path) -> Callable[[Report], str]:
+    """Return what renders a report; for people with the traces that lie in the run's folder."""
+    if form == "junit":
+        from optimizer.report.junit import render_junit
+
+        return render_junit
+    if form == "json":
+        from optimizer.report.read import to_json
+
+        return to_json
+    from optimizer.report.html import render_html
+    from optimizer.report.markdown import render_markdown
+    from optimizer.report.trace import traces_of
+
+    render = render_html if form == "html" else render_markdown
+    return lambda report: render(report, traces_of(run))

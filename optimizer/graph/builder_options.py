@@ -77,6 +77,7 @@ OPTIONS = (
 # GPUs that TensorRT-RTX does not serve: it lists the capabilities of GeForce and RTX cards, and of the A100.
 DATA_CENTRE = {"9.0": "H100, H200", "10.0": "B200", "10.3": "B300"}
 _OLDEST = 7.5
+CURRENT = "current"  # ComputeCapability.CURRENT: the GPU here, written out as its number before anything is keyed
 
 
 def honoured(package: str) -> tuple[Option, ...]:
@@ -131,8 +132,12 @@ def _contradictions(package: str, given: Mapping[str, Any]) -> list[tuple[Path, 
 def capability_problems(listed: Iterable[str]) -> list[tuple[int, str]]:
     """Return the compute capabilities that no release of TensorRT-RTX serves: the position, and a sentence."""
     found = []
-    for index, name in enumerate(listed):
-        if name in DATA_CENTRE:
+    names = list(listed)
+    for index, name in enumerate(names):
+        if name == CURRENT:
+            if len(set(names)) > 1:  # as the library has it
+                found.append((index, f"{CURRENT} is the GPU here and stands alone: remove it, or the others"))
+        elif name in DATA_CENTRE:
             found.append((index, f"tensorrt_rtx builds for no {name} ({DATA_CENTRE[name]}): {_ON_THE_GPU}"))
         elif float(name) < _OLDEST:
             found.append((index, f"tensorrt_rtx builds for no {name}: the oldest is {_OLDEST} (Turing)"))
@@ -140,6 +145,16 @@ def capability_problems(listed: Iterable[str]) -> list[tuple[int, str]]:
 
 
 _ON_THE_GPU = "use the target tensorrt, which builds for such a GPU on the GPU itself"
+
+
+def without_gpu(absent: str) -> str:
+    """Return what to do with the target tensorrt on a machine without a GPU; `absent` says what it lacks."""
+    lacks = absent.partition(" (")[0]  # what the driver's loader says helps nobody here
+    return (
+        f"tensorrt builds an engine beside the GPU that will execute it: it {lacks}.\n"
+        "Without one, write tensorrt_rtx under targets in its place: its engines build here, for listed GPUs,\n"
+        "and  optimize measure RUN --device cuda:0  measures them on a GPU host."
+    )
 
 
 def capability_advice(unknown: Iterable[str], known: Iterable[str]) -> str:

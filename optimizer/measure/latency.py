@@ -105,6 +105,7 @@ def measure_openings(
     wanted, tried = OPENINGS, 0
     with contextlib.ExitStack() as stack:
         watch = watch if watch is not None else stack.enter_context(Watch())
+        stack.enter_context(_frozen())
         while len(sessions) < wanted:
             begun, tried = time.perf_counter(), tried + 1
             with opened() as runners:
@@ -154,6 +155,7 @@ def measure_latency(
     """
     with contextlib.ExitStack() as stack:
         watch = watch if watch is not None else stack.enter_context(Watch())
+        stack.enter_context(_frozen())
         return _measure(runners, feeds, baseline, Effort(seconds), progress, watch)
 
 
@@ -268,6 +270,17 @@ def _turn(call: Callable[[], None], count: int) -> list[int]:
         call()
         times.append(clock() - begun)
     return times
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Let the collections before each timing look at what was made since, not at a million objects of the runtimes."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

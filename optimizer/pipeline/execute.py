@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.checkpoint import MODULE_FILE, read_description
 from optimizer.errors import OptimizerError, RecipeError, StageError, UsageError
+from optimizer.isolated.standby import standing_by
 from optimizer.peak_memory import peak_rss_bytes, reset_peak_rss
 from optimizer.pipeline.feeds import check_feeds
 from optimizer.pipeline.plan import Plan, step_key
@@ -69,22 +71,29 @@ class Workshop:
 def execute(plan: Plan, shop: Workshop) -> Executed:
     """Bring every step's output into being. A failed step fails what hangs on it and nothing else."""
     done = Executed({name: source.artifact for name, source in plan.sources.items()})
-    for step in plan.derivation.steps:
-        broken = next((s for s in step.sources.values() if s in done.failures), None)
-        if broken is not None:
-            done.failures[step.id] = done.failures[broken]
-            note = f"not run: '{broken}' failed"
-            done.reports.append(_report(step, None, None, False, (note,)))
-            continue
-        try:
-            _step(step, shop, done)
-        except UsageError:
-            raise
-        except OptimizerError as error:
-            done.failures[step.id] = error
-            done.reports.append(_report(step, None, None, False, (error.render(),)))
-            shop.progress.step(step.id, "failed", None, None)  # the error itself is told once, at the end
+    expected = [one.step.stage.preloads for one in plan.steps if not one.reusable and one.step.stage.preloads]
+    with standing_by(expected), _frozen():
+        for step in plan.derivation.steps:
+            _attempt(step, shop, done)
     return done
+
+
+def _attempt(step: Step, shop: Workshop, done: Executed) -> None:
+    """Run or reuse a step, or note why that failed."""
+    broken = next((s for s in step.sources.values() if s in done.failures), None)
+    if broken is not None:
+        done.failures[step.id] = done.failures[broken]
+        note = f"not run: '{broken}' failed"
+        done.reports.append(_report(step, None, None, False, (note,)))
+        return
+    try:
+        _step(step, shop, done)
+    except UsageError:
+        raise
+    except OptimizerError as error:
+        done.failures[step.id] = error
+        done.reports.append(_report(step, None, None, False, (error.render(),)))
+        shop.progress.step(step.id, "failed", None, None)  # the error itself is told once, at the end
 
 
 def _step(step: Step, shop: Workshop, done: Executed) -> None:
@@ -190,6 +199,15 @@ def _check(step: Step, sources: Mapping[str, Artifact], made: Artifact, shop: Wo
 
         chain = of_stage(step.id, step.stage, sources, made, step.stage.tolerance)
         raise explained(error, chain, shop.logs / f"{step.id.replace('/', '.')}.fault") from error
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """What a stage takes out of the garbage collector's sight (gc.freeze) comes back at the end."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

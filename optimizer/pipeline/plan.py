@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from optimizer.digest import sha256_json
 from optimizer.environment import device_fingerprint, versions
 from optimizer.errors import MissingToolError, UsageError
+from optimizer.graph.builder_options import without_gpu
 from optimizer.pipeline.feeds import check_sizes
 from optimizer.recipe.sources import Source, read_sources
 from optimizer.recipe.steps import Derivation, Step, derive
+from optimizer.runtime import cuda
 from optimizer.types import Artifact
 
 if TYPE_CHECKING:
@@ -93,9 +95,11 @@ def _check_tools(derivation: Derivation) -> None:
             except MissingToolError:
                 lacking.setdefault(tool, step.id)
     if lacking:
+        hint = f"pip install {' '.join(lacking)}        or leave out of the recipe what needs it"
+        absent = cuda.missing() if "tensorrt" in lacking else None
         raise MissingToolError(
             "; ".join(f"{tool} is not installed, and stage '{step}' needs it" for tool, step in lacking.items()),
-            hint=f"pip install {' '.join(lacking)}        or leave out of the recipe what needs it",
+            hint=f"{hint}\n{without_gpu(absent)}" if absent else hint,
         )
 
 

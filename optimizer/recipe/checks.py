@@ -118,8 +118,7 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         _no_duplicates(variant.targets, (*path, "targets"), problems)
         for index, target in enumerate(variant.targets):
             if target not in draft.targets:
-                text = f"{shown(target)}: {unknown('target', target, tuple(draft.targets))}"
-                problems.cross((*path, "targets", index), text, ("targets", target))
+                problems.cross((*path, "targets", index), _no_target(draft, words, target), ("targets", target))
             elif not words.takes(target, variant.precision):
                 text = f"{target} executes the PyTorch module as it is, in fp32: no {variant.precision} runs on it"
                 problems.cross((*path, "targets", index), text, ("targets", target))
@@ -128,6 +127,16 @@ def _variants(draft: Draft, words: Vocabulary, problems: Problems) -> None:
             named = name if name == variant.precision else f"{name} ({variant.precision})"
             text = f"{named} needs data.calibration: {{split: NAME}}, real samples other than data.evaluation's"
             problems.cross(path, text, ("data", "calibration"), at_key=True)
+
+
+def _no_target(draft: Draft, words: Vocabulary, given: str) -> str:
+    """Return what is wrong with a variant's target that does not stand under the recipe's targets."""
+    own = tuple(draft.targets)
+    listed_here = f"(this recipe's targets: {', '.join(own)})"
+    if given in words.targets:
+        return f"{shown(given)} does not stand under targets: add it there, or remove it here {listed_here}"
+    meant = nearest(given, own) if nearest(given, own).name else nearest(given, tuple(words.targets))
+    return f"{shown(given)} is no target{meant.asked} {listed_here}"
 
 
 def _options(variant: Variant, path: KeyPath, words: Vocabulary, problems: Problems) -> None:

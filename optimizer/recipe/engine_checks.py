@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.graph.builder_options import option_problems
+from optimizer.graph.builder_options import CURRENT, option_problems
 from optimizer.recipe.sections import Draft
 from optimizer.recipe.vocabulary import Vocabulary
 from optimizer.recipe.wording import KeyPath, Problems
@@ -30,7 +30,7 @@ def _capabilities(draft: Draft, words: Vocabulary, problems: Problems, name: str
     if needed is None or not words.lists_capabilities(target):
         return
     listed = draft.targets[target].options.get("compute_capabilities", ())
-    early = [capability for capability in listed if float(capability) < float(needed)]
+    early = [capability for capability in listed if capability != CURRENT and float(capability) < float(needed)]
     others = ", ".join(other for other in draft.targets if other != target)
     elsewhere = f", or write variants.{name}.targets: [{others}]" if others else ""
     named = name if name == precision else f"{name} ({precision})"

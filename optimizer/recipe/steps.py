@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.data.source import to_specs
-from optimizer.errors import UsageError
+from optimizer.errors import MissingToolError, UsageError
+from optimizer.graph.builder_options import CURRENT
+from optimizer.runtime.cuda import Cuda
 from optimizer.stages import CHECKPOINT_KINDS, DIALECTS, OF_MODULE, TARGETS, VARIANTS
 from optimizer.stages.adopt import Adopt
 from optimizer.stages.collect import Collect
@@ -152,9 +155,29 @@ _ROLES = {"onnx": "graph", "calibration": "table"}
 def _target_steps(recipe: Recipe, name: str, target: str, graph: str, steps: dict[str, Step]) -> Candidate:
     last = graph
     for kind in TARGETS[target]:
-        stage = _make(kind, _found(recipe, recipe.targets[target].options), _derived(recipe, kind, target, name))
+        stage = _make(kind, _found(recipe, _here(target, recipe)), _derived(recipe, kind, target, name))
         last = _add(steps, Step(f"{name}@{target}/{kind.name}", stage, {"graph": last}, name))
     return Candidate(name, recipe.variants[name].precision, target, last, graph)
+
+
+def _here(target: str, recipe: Recipe) -> Mapping[str, Any]:
+    """Return a target's options with the compute capability of the GPU here as its number, so that it is in the key.
+
+    Raises: MissingToolError where the recipe asks for the GPU here and there is none.
+    """
+    options = recipe.targets[target].options
+    if CURRENT not in options.get("compute_capabilities", ()):
+        return options
+    try:
+        gpu = Cuda(0)
+    except MissingToolError as error:
+        raise MissingToolError(
+            f"[{CURRENT}] is the compute capability of the GPU here: it {error.what}",
+            where=f"targets.{target}.compute_capabilities",
+            hint="List those of the GPUs that will execute the engine, e.g. ['8.6', '8.9']: that needs no GPU.",
+        ) from error
+    with closing(gpu):
+        return {**options, "compute_capabilities": (gpu.compute_capability,)}
 
 
 def _found(recipe: Recipe, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -88,7 +88,13 @@ def _worded(kind: Any, data: Any, base: KeyPath, inner: KeyPath, items: list[Any
     if "a mapping" in expected and given is None:
         expected = ["a mapping (write {} for the defaults)"]
     quotes = f" (write '{shown(given)}')" if expected == ["text"] and isinstance(given, int | float) else ""
-    return Problem(path, f"needs {' or '.join(expected)}, got {shown(given)}{_meant(items, given)}{quotes}", SHAPE)
+    one = f"; write [{given}]" if expected == ["a list"] and _is_one(given) else ""
+    return Problem(path, f"needs {' or '.join(expected)}, got {shown(given)}{_meant(items, given)}{quotes}{one}", SHAPE)
+
+
+def _is_one(given: Any) -> bool:
+    """Tell whether a value could be the only entry of the list that is needed."""
+    return isinstance(given, str | int | float) and not isinstance(given, bool)
 
 
 def _unknown_key(parent: KeyPath, key: str, known: Sequence[str], absent: Sequence[str]) -> Problem:
@@ -158,7 +164,8 @@ def _form(pattern: str) -> str:
     """Return a pattern in words where it is made of digits and plain characters."""
     if pattern == _SHA256:
         return "64 lower-case hexadecimal digits"
-    form = pattern.strip("^$").replace("\\d+", "N").replace("\\d", "N").replace("\\.", ".")
+    plain = pattern.strip("^$").replace("\\d+", "N").replace("\\d", "N").replace("\\.", ".")
+    form = " or ".join(plain.removeprefix("(").removesuffix(")").split("|"))
     return f"text like {pattern}" if set(form) & set("\\[](){}*+?|^$") else f"text of the form {form}, N a number"
 
 

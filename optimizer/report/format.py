@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 
@@ -123,6 +124,16 @@ def shares(delivered: Mapping[str, float]) -> tuple[tuple[str, str, float], ...]
     """Return (precision, percent, fraction), largest first."""
     ordered = sorted(delivered.items(), key=lambda item: (-item[1], item[0]))
     return tuple((name, part(fraction), fraction) for name, fraction in ordered if fraction > 0)
+
+
+def moment(created: str) -> str:
+    """Return an ISO 8601 time in UTC as `2026-11-21 19:55 UTC`; what is none as it stands."""
+    try:
+        at = datetime.datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    utc = at.astimezone(datetime.UTC) if at.tzinfo else at
+    return f"{utc:%Y-%m-%d %H:%M} UTC"
 
 
 def short(digest: str | None) -> str:

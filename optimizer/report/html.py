@@ -9,8 +9,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from optimizer.report import bars, plot, precision, tables, view
+from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch
 from optimizer.report.load import load_tables
+from optimizer.report.notes import notes
+from optimizer.report.trace import OPENED_BY, Traces
 from optimizer.results import Report
 
 if TYPE_CHECKING:
@@ -41,8 +44,11 @@ class Figure:
     caption: str
 
 
-def render_html(report: Report) -> str:
-    """Return the report as one self-contained HTML file; every text of it is escaped."""
+def render_html(report: Report, traces: Traces = ()) -> str:
+    """Return the report as one self-contained HTML file; every text of it is escaped.
+
+    `traces` are files in the run's folder, and what each shows.
+    """
     from markupsafe import Markup
 
     script, style = _asset("report.js"), _asset("report.css")
@@ -71,7 +77,7 @@ def render_html(report: Report) -> str:
         "report": report,
         "head": view.headline(report),
         "gate": view.gate_summary(report),
-        "created": report.created.replace("T", " ").replace("Z", " UTC"),
+        "created": fmt.moment(report.created),
         "machine": report.environment.gpu.name if report.environment.gpu else report.environment.cpu,
         "batch": batch,
         "metrics": [{"name": m, "direction": _direction(report, m)} for m in view.metric_names(report)],
@@ -85,6 +91,9 @@ def render_html(report: Report) -> str:
         "method": tables.method_facts(report),
         "environment": tables.environment_facts(report),
         "engines": view.engine_lines(report),
+        "notes": notes(report),
+        "traces": traces,
+        "opened_by": OPENED_BY,
         "words": _WORDS,
         "style": Markup(style),
         "script": Markup(script),

@@ -67,10 +67,22 @@ def limits(report: Report) -> tuple[Limit, ...]:
 
 
 def held(report: Report, candidate: CandidateReport) -> tuple[Held, ...]:
-    """Return every limit against a measured candidate; nothing for one that the gate is not asked of."""
+    """Return every limit against a measured candidate; nothing for one that the gate is not asked of.
+
+    As the gate judges: a speedup of disturbed latencies decides nothing, whatever its interval.
+    """
     if candidate.status != "measured" or candidate.name == report.baseline:
         return ()
-    return tuple(_held(limit, candidate) for limit in limits(report))
+    found = []
+    for limit in limits(report):
+        one = _held(limit, candidate)
+        disturbed = limit.subject == "speedup" and any(
+            c.latency_ms[limit.batch].disturbed
+            for c in (report.candidate(report.baseline), candidate)
+            if c is not None and c.latency_ms and limit.batch in c.latency_ms
+        )
+        found.append(Held(limit, "undecided", f"{one.text}; latency was disturbed") if disturbed else one)
+    return tuple(found)
 
 
 def _held(limit: Limit, candidate: CandidateReport) -> Held:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from optimizer.report import format as fmt
-from optimizer.report.tables import Cells, Column, Table
+from optimizer.report.tables import Cells, Column, Table, holders, said_once
 from optimizer.results import CandidateReport, Report
 
 
@@ -21,19 +22,28 @@ def proof_table(report: Report) -> Table:
     note = (
         "Each candidate in the runtime that executes it, on real inputs of the smallest, usual, largest and odd sizes."
     )
-    return _table(report, "Proof of shape and batch", note, (Column("Held", "text wide"),), _proofs)
+    proofs = {c.name: c.proof for c in report.candidates if c.proof}
+    several = {sentence for sentence, names in holders(proofs).items() if len(names) > 1}
 
+    def rows(c: CandidateReport) -> list[Cells]:
+        return [(sentence,) for sentence in c.proof if sentence not in several]
 
-def _proofs(c: CandidateReport) -> list[Cells]:
-    return [(sentence,) for sentence in c.proof]
+    made = _table(report, "Proof of shape and batch", note, (Column("Held", "text wide"),), rows)
+    below = said_once({name: [said for said in proof if said in several] for name, proof in proofs.items()})
+    return replace(made, below=below)
 
 
 def scenario_table(report: Report) -> Table:
     """Return LoadGen's verdict and numbers."""
-    titles = ("LoadGen says", "Numbers", "No MLPerf result")
+    titles = ("LoadGen says", "Numbers")
     columns = (Column("Scenario", "text"), *(Column(title, "text wide") for title in titles))
     note = "MLPerf LoadGen over the runner, from numpy to numpy; its logs lie under loadgen/ in the run's folder."
-    return _table(report, "MLPerf LoadGen", note, columns, _scenario)
+    deviations = {c.name: _deviations(c.scenario) for c in report.candidates if c.scenario is not None}
+    return replace(_table(report, "MLPerf LoadGen", note, columns, _scenario), below=said_once(deviations))
+
+
+def _deviations(found: Mapping[str, Any]) -> list[str]:
+    return [f"No MLPerf result: {'; '.join(found['deviations'])}."] if found["deviations"] else []
 
 
 def _scenario(c: CandidateReport) -> list[Cells]:
@@ -43,7 +53,7 @@ def _scenario(c: CandidateReport) -> list[Cells]:
     verdict = "; ".join(("VALID" if found["valid"] else "INVALID", *found["reasons"]))
     known = {name: value for name, value in found["metrics"].items() if value is not None}
     numbers = ", ".join(f"{name} {fmt.significant(value)}" for name, value in known.items())
-    return [(found["settings"]["scenario"], verdict, numbers, "; ".join(found["deviations"]))]
+    return [(found["settings"]["scenario"], verdict, numbers)]
 
 
 def sweep_table(report: Report) -> Table:
@@ -72,7 +82,12 @@ def concurrency_table(report: Report) -> Table:
     """Return throughput and latency of several runners at once."""
     titles = ("At once", "Threads each", "Batch", "Items/s", "Lowest to highest pass", "p50 ms", "p99 ms")
     note = "Runners at once, each in its own thread; the CPU's threads are split among them."
-    return _table(report, "Concurrency", note, tuple(Column(title) for title in titles), _concurrency)
+    made = _table(report, "Concurrency", note, tuple(Column(title) for title in titles), _concurrency)
+    return replace(made, below=said_once({c.name: _noises(c) for c in report.candidates if c.concurrency}))
+
+
+def _noises(c: CandidateReport) -> list[str]:
+    return [f"{load['workers']} at once {said}." for load in c.concurrency for said in load.get("disturbed", ())]
 
 
 def _concurrency(c: CandidateReport) -> list[Cells]:
@@ -90,24 +105,32 @@ def _concurrency(c: CandidateReport) -> list[Cells]:
 def memory_table(report: Report) -> Table:
     """Return memory and energy, or why there is none."""
     titles = ("Batch", "Its own", "Peak of the process", "Without it", "On the GPU")
-    columns = (*(Column(title) for title in titles), Column("Energy per item", "text wide"))
+    measured = any(c.energy and c.energy["mj_per_item"] is not None for c in report.candidates)
+    columns = (*(Column(title) for title in titles), *([Column("Energy per item", "text wide")] if measured else []))
     note = "A fresh process that holds this candidate alone; without it: the same process, its runtime imported."
-    return _table(report, "Memory and energy", note, columns, _memory)
+
+    def rows(c: CandidateReport) -> list[Cells]:
+        return [(*_memory(c), *([_energy(c.energy)] if measured else []))] if c.memory is not None else []
+
+    unread = {c.name: _without_energy(c.energy) for c in report.candidates if c.memory is not None}
+    return replace(_table(report, "Memory and energy", note, columns, rows), below=said_once(unread))
 
 
-def _memory(c: CandidateReport) -> list[Cells]:
-    if c.memory is None:
-        return []
+def _memory(c: CandidateReport) -> Cells:
+    assert c.memory is not None
     sizes = (c.memory[name] for name in ("own_bytes", "peak_rss_bytes", "baseline_rss_bytes", "device_bytes"))
-    shown = (fmt.DASH if size is None else fmt.size(size) for size in sizes)
-    return [(str(c.memory["batch"]), *shown, _energy(c.energy))]
+    return (str(c.memory["batch"]), *(fmt.DASH if size is None else fmt.size(size) for size in sizes))
+
+
+def _without_energy(energy: Mapping[str, Any] | None) -> list[str]:
+    if energy is None or energy["mj_per_item"] is not None:
+        return []
+    return [f"Energy was not measured: {energy['reason']}."]
 
 
 def _energy(energy: Mapping[str, Any] | None) -> str:
-    if energy is None:
+    if energy is None or energy["mj_per_item"] is None:
         return fmt.DASH
-    if energy["mj_per_item"] is None:
-        return f"not measured: {energy['reason']}"
     idle = f"; {fmt.significant(energy['idle_w'])} W idle" if energy["idle_w"] is not None else ""
     return f"{fmt.significant(energy['mj_per_item'])} mJ by {energy['source']}{idle}"
 

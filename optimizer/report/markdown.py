@@ -9,6 +9,8 @@ from optimizer.report import format as fmt
 from optimizer.report import precision, tables, view
 from optimizer.report.limits import gate_batch
 from optimizer.report.load import load_tables
+from optimizer.report.notes import notes
+from optimizer.report.trace import OPENED_BY, Traces
 from optimizer.results import Report
 
 _LAYERS = 20  # rows per candidate; the page has more
@@ -17,8 +19,11 @@ _LAYERS = 20  # rows per candidate; the page has more
 _MARKUP = re.compile(r"([\\`*\[\]|~#])")
 
 
-def render_markdown(report: Report) -> str:
-    """Return the report as GitHub-flavoured Markdown; its tables are aligned for a terminal, too."""
+def render_markdown(report: Report, traces: Traces = ()) -> str:
+    """Return the report as GitHub-flavoured Markdown; its tables are aligned for a terminal, too.
+
+    `traces` are files in the run's folder, and what each shows.
+    """
     head = view.headline(report)
     lines = [
         f"# {escape(head.title)}",
@@ -28,7 +33,7 @@ def render_markdown(report: Report) -> str:
     for recommended in head.recommendations:
         device = f" ({recommended.device})" if len(head.recommendations) > 1 else ""
         lines += ["", *_figures(f"{recommended.name}{device}", recommended.figures)]
-    lines += ["", *(f"- {escape(reason)}" for reason in head.reasons)]
+    lines += ["", *map(bullet, head.reasons)]
     lines += ["", escape(view.gate_summary(report)), f"{escape(head.count)}."]
     if head.failed:
         lines += ["", f"**Failed: {escape(', '.join(head.failed))}.**"]
@@ -48,9 +53,10 @@ def render_markdown(report: Report) -> str:
     lines += _calibrations(report)
     lines += _stages(report)
     lines += ["", "## How it was built and measured", ""]
-    lines += [f"- {escape(note)}" for note in report.notes]
+    lines += map(bullet, notes(report))
     lines += [f"- {what}: {escape(value)}" for what, value in tables.method_facts(report)]
     lines += [f"- {what}: {escape(value)}" for what, value in tables.environment_facts(report)]
+    lines += _traces(traces)
     if report.command:
         lines += ["", "To reproduce:", "", *_fenced(report.command)]
     for name, line in view.engine_lines(report):
@@ -64,9 +70,22 @@ def escape(text: str) -> str:
     return html.escape(_MARKUP.sub(r"\\\1", one_line), quote=False)
 
 
+def bullet(text: str) -> str:
+    """Return text as an item of a list that keeps its lines: errors are a sentence, then what to do, then the log."""
+    return "\\\n".join(f"{'  ' if i else '- '}{line}" for i, line in enumerate(_lines(text)))
+
+
+def _cell(text: str) -> str:
+    return "<br>".join(_lines(text))
+
+
+def _lines(text: str) -> list[str]:
+    return [escape(line) for line in text.splitlines() if line.strip()] or [""]
+
+
 def _when(report: Report) -> str:
     machine = report.environment.gpu.name if report.environment.gpu else report.environment.cpu
-    return ", ".join(filter(None, [report.created.replace("T", " ").replace("Z", " UTC"), machine]))
+    return ", ".join(filter(None, [fmt.moment(report.created), machine]))
 
 
 def _figures(name: str, figures: tuple[view.Figure, ...]) -> list[str]:
@@ -96,15 +115,15 @@ def _candidates(report: Report) -> list[str]:
         shares = ", ".join(f"{name} {text}" for name, text, _ in row.shares) or f"{row.requested} requested"
         delivered = f"{escape(shares)} (**{escape(row.undelivered)}**)" if row.undelivered else escape(shares)
         rows.append([*cells, _with(row.size, row.size_ratio), delivered, row.sqnr])
-        said += [f"- {escape(row.name)}: {escape(reason)}" for reason in row.reasons if reason not in shared]
-    said += [f"- {escape(', '.join(names))}: {escape(reason)}" for reason, names in shared.items()]
+        said += [bullet(f"{row.name}: {reason}") for reason in row.reasons if reason not in shared]
+    said += [bullet(f"{', '.join(names)}: {reason}") for reason, names in shared.items()]
     return [*grid([escape(t) for t in title], rows, numbers), "", *said]
 
 
 def _calibrations(report: Report) -> list[str]:
     lines: list[str] = []
     for c in precision.calibrations(report):
-        lines += ["", f"**{escape(c.name)}**: {escape(c.about)}", "", *(f"- {escape(said)}" for said in c.said)]
+        lines += ["", f"**{escape(c.name)}**: {escape(c.about)}", "", *map(bullet, c.said)]
         lines += ["", *_details(c.table)] if c.table else []
     return ["", "## Calibration", *lines] if lines else []
 
@@ -115,9 +134,16 @@ def _stages(report: Report) -> list[str]:
     if not table:
         return []
     narrow = tuple((name, tuple(cells[:-1] for cells in group)) for name, group in table.groups)
-    lines = _details(tables.Table(table.title, table.note, table.columns[:-1], narrow))
-    notes = [f"- {escape(s.id)}: {escape(note)}" for s in report.stages for note in s.notes]
-    return ["", *lines[:-1], *notes, "", lines[-1]]
+    own, shared = tables.stage_notes(report)
+    below = (*(f"{id_}: {note}" for id_, said in own.items() for note in said), *shared)
+    return ["", *_details(tables.Table(table.title, table.note, table.columns[:-1], narrow, below))]
+
+
+def _traces(traces: Traces) -> list[str]:
+    if not traces:
+        return []
+    files = [f"- [{escape(name)}]({name}): {escape(what)}" for name, what in traces]
+    return ["", f"{OPENED_BY}:", "", *files]
 
 
 def _with(value: str, more: str) -> str:
@@ -126,9 +152,10 @@ def _with(value: str, more: str) -> str:
 
 def _details(table: tables.Table) -> list[str]:
     numbers = {i for i, column in enumerate(table.columns) if column.kind == "number"}
-    rows = [[escape(cell) for cell in (name, *cells)] for name, group in table.groups for cells in group]
-    body = grid([escape(c.title) for c in table.columns], rows, numbers)
-    return [f"<details><summary>{escape(table.title)}</summary>", "", escape(table.note), "", *body, "", "</details>"]
+    rows = [[_cell(cell) for cell in (name, *cells)] for name, group in table.groups for cells in group]
+    body = [*grid([escape(c.title) for c in table.columns], rows, numbers), ""] if rows else []
+    body += [*map(bullet, table.below), ""] if table.below else []
+    return [f"<details><summary>{escape(table.title)}</summary>", "", escape(table.note), "", *body, "</details>"]
 
 
 def grid(title: list[str], rows: list[list[str]], numbers: set[int]) -> list[str]:

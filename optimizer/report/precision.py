@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optimizer.report import format as fmt
 from optimizer.report.tables import Cells, Column, Table
 from optimizer.results import Calibration, CandidateReport, LayerPrecision, Report, TensorCalibration
+
+_SAME_SHARE = 5e-4  # half of the last digit that a share is shown with
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,16 @@ def _layer_table(c: CandidateReport, most: int) -> Table:
     total = sum(row.macs for row in c.layers)
     count = max(c.layer_count, len(c.layers))
     shown = c.layers[:most]
+    why = {row.reason for row in shown}
+    common = why.pop() if len(why) == 1 and len(shown) > 1 else ""
     groups = [(row.node, _layer(row, total)) for row in shown]
+    groups = [(node, (*cells[:-1], "")) for node, cells in groups] if common else groups
     of_these = "" if len(c.layers) == count else f" of the {len(c.layers)} in report.json"
     rest = f" The {len(shown)} largest of {count} are shown." if len(shown) < count else ""
     note = f"Work: share of the multiply-accumulates{of_these}.{rest} All are in receipt.json beside the ONNX graph."
-    return _without_blank_end(f"{c.name}: {_told(c, count)}", note, columns, groups)
+    made = _without_blank_end(f"{c.name}: {_told(c, count)}", note, columns, groups)
+    said = (f"Why, of all {len(shown)}: {common}.",) if common else ()
+    return replace(made, below=(*said, *_beside_the_runtime(c, count)))
 
 
 def _without_blank_end(title: str, note: str, columns: tuple[Column, ...], rows: list[tuple[str, Cells]]) -> Table:
@@ -46,11 +53,40 @@ def _without_blank_end(title: str, note: str, columns: tuple[Column, ...], rows:
 
 
 def _told(c: CandidateReport, count: int) -> str:
+    """Say how many layers there are and what became of them, in the terms of the share that was delivered."""
     other = [row for row in c.layers if row.requested != row.delivered]
     kept = [row for row in c.layers if row.requested == row.delivered != c.precision.requested]
     said = [f"{len(other)} not as asked"] if other else []
     said += [f"{len(kept)} kept in {fmt.joined(sorted({row.delivered for row in kept}))}"] if kept else []
-    return f"{fmt.count(count, 'layer')}, {' and '.join(said) or f'all {c.precision.requested}'}"
+    shown = f"{len(c.layers)} of " if len(c.layers) < count else ""
+    layers = f"{shown}{fmt.count(count, 'layer')}"
+    if _differs(c, count):
+        share = fmt.part(c.precision.delivered.get(c.precision.requested, 0.0))
+        how = f"{' and '.join(said)} in the graph" if said else f"asked for {c.precision.requested}"
+        return f"{layers} {how}, {share} of the work executed in {c.precision.requested}"
+    return f"{layers}, {' and '.join(said) or f'all {c.precision.requested}'}"
+
+
+def _differs(c: CandidateReport, count: int) -> bool:
+    """Tell whether the runtime executes another share of the work in the precision than these layers say.
+
+    A runtime that fuses may leave one in float without a name: its optimised graph counts, the layers are the graph's.
+    """
+    total = sum(row.macs for row in c.layers)
+    if not total or not c.precision.delivered or len(c.layers) < count:
+        return False  # nothing to hold it against, or the rest is not in this report
+    own = sum(row.macs for row in c.layers if row.delivered == c.precision.requested) / total
+    return abs(own - c.precision.delivered.get(c.precision.requested, 0.0)) >= _SAME_SHARE
+
+
+def _beside_the_runtime(c: CandidateReport, count: int) -> tuple[str, ...]:
+    if not _differs(c, count):
+        return ()
+    shares = ", ".join(f"{name} {text}" for name, text, _ in fmt.shares(c.precision.delivered))
+    source = f" ({c.precision.source})" if c.precision.source else ""
+    return (
+        f"Executed, layer by layer, is what the graph says; counted in all, the runtime executes {shares}{source}.",
+    )
 
 
 def _layer(row: LayerPrecision, total: int) -> Cells:

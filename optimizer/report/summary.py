@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from optimizer.report.limits import gate_batch
+from optimizer.report.notes import notes
+from optimizer.report.title import title
 from optimizer.report.view import worst_sqnr
 from optimizer.results import CandidateReport, Report
 
 
 def render_summary(report: Report) -> str:
     """Return the verdict and one line for each candidate, aligned."""
-    batch = next((b for c in report.candidates for b in (c.latency_ms or {})), None)
+    batch = gate_batch(report)  # what the verdict speaks of
     rows = [_row(c, report, batch) for c in report.candidates]
     timed = f"p50 ms @{batch}" if batch else ""
     head = ("candidate", "status", *list(report.metrics)[:1], "SQNR", timed, "speedup", "verdict")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
     reasons = [f"  {reason}" for reason in report.verdict.reasons[:3]]
-    notes = [f"note: {note}" for note in report.notes]
-    return "\n".join([*lines, *notes, _verdict(report), *reasons])
+    said = [f"note: {note}" for note in notes(report)]
+    return "\n".join([*lines, *said, _verdict(report), *reasons])
 
 
 def _verdict(report: Report) -> str:
@@ -25,7 +28,8 @@ def _verdict(report: Report) -> str:
     others = [c for c in report.candidates if c.name != report.baseline]
     failed = sum(c.status == "failed" for c in others)
     fallen = f"; {failed} of {len(others)} candidates failed" if failed else ""
-    return f"verdict: {report.verdict.status}{fallen}; recommended: {shipped}"
+    open_ = f" ({title(report, 'inconclusive')})" if report.verdict.status == "inconclusive" else ""
+    return f"verdict: {report.verdict.status}{open_}{fallen}; recommended: {shipped}"
 
 
 def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple[str, ...]:

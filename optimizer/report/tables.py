@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from optimizer.report import format as fmt
 from optimizer.report.limits import held
@@ -21,19 +22,40 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose first column names a group of rows. Without rows it is left out."""
+    """A table whose first column names a group of rows, and below it what several rows have in common.
+
+    Without either it is left out.
+    """
 
     title: str
     note: str
     columns: tuple[Column, ...]
     groups: tuple[tuple[str, tuple[Cells, ...]], ...]
+    below: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.groups)
+        return bool(self.groups or self.below)
 
 
 def _table(title: str, note: str, columns: tuple[Column, ...], groups: list[tuple[str, list[Cells]]]) -> Table:
     return Table(title, note, columns, tuple((name, tuple(rows)) for name, rows in groups if rows))
+
+
+def holders(said: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Return each sentence with the names that it is said of, in the order of their first use."""
+    names: dict[str, list[str]] = {}
+    for name, sentences in said.items():
+        for sentence in dict.fromkeys(sentences):
+            names.setdefault(sentence, []).append(name)
+    return {sentence: tuple(users) for sentence, users in names.items()}
+
+
+def said_once(said: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return each sentence once, behind the names that it is said of; without them where it is said of all."""
+    return tuple(
+        sentence if len(names) == len(said) else f"{', '.join(names)}: {sentence}"
+        for sentence, names in holders(said).items()
+    )
 
 
 def by_number(batches: dict[str, object]) -> list[str]:
@@ -48,7 +70,7 @@ def gate_table(report: Report) -> Table:
     groups: list[tuple[str, list[Cells]]] = []
     for c in report.candidates:
         groups.append((c.name, [(h.limit.text, h.text, h.outcome) for h in held(report, c)]))
-    note = "A limit is held or broken only when the whole 95 % interval is; otherwise the samples cannot decide."
+    note = "A limit is held or broken only when the whole 95 % interval is; a disturbed latency decides nothing."
     return _table("Gate, limit by limit", note, columns, groups)
 
 
@@ -102,7 +124,7 @@ def _latency(report: Report, c: CandidateReport) -> list[Cells]:
         times = tuple(fmt.ms(v, unit=False) for v in (timed.p50, timed.p90, timed.p99, timed.mean))
         gain = (fmt.ratio(speedup.value), fmt.interval(speedup.ci95, fmt.ratio)) if speedup else (fmt.DASH, fmt.DASH)
         items = fmt.rate(throughput) if throughput is not None else fmt.DASH
-        spread = f"{timed.cv:.0%}" if timed.cv is not None else fmt.DASH
+        spread = fmt.percent(timed.cv, 0) if timed.cv is not None else fmt.DASH
         stable = "yes" if timed.stable else f"no: {timed.unstable}" if timed.unstable else "no"
         held = f"{stable}, disturbed" if timed.disturbed else stable
         verdict = speedup.difference.kind if speedup and speedup.difference else fmt.DASH
@@ -177,12 +199,20 @@ def stage_table(report: Report) -> Table:
     total = fmt.count(len(report.stages), "step")
     note = f"{len(report.stages) - len(built)} of {total} reused{f'; the others took {spent}' if built else ''}."
     groups: list[tuple[str, list[Cells]]] = []
+    own, below = stage_notes(report)
     for s in report.stages:
         work = "reused" if s.reused else "not run" if s.key is None else "built" if s.output_sha256 else "failed"
         spent_here = (fmt.seconds(s.seconds), fmt.size(s.peak_rss_bytes) if s.peak_rss_bytes else fmt.DASH)
         digests = (fmt.short(s.key), fmt.short(s.output_sha256))
-        groups.append((s.id, [(s.variant or fmt.DASH, work, *spent_here, *digests, "\n".join(s.notes))]))
-    return _table("Stages", note, columns, groups)
+        groups.append((s.id, [(s.variant or fmt.DASH, work, *spent_here, *digests, "\n".join(own[s.id]))]))
+    return replace(_table("Stages", note, columns, groups), below=below)
+
+
+def stage_notes(report: Report) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Return what each step alone notes, and below it what several do, once with their names."""
+    shared = {note: ids for note, ids in holders({s.id: s.notes for s in report.stages}).items() if len(ids) > 1}
+    own = {s.id: tuple(note for note in s.notes if note not in shared) for s in report.stages}
+    return own, tuple(f"{', '.join(ids)}: {note}" for note, ids in shared.items())
 
 
 def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
@@ -213,6 +243,8 @@ def method_facts(report: Report) -> tuple[tuple[str, str], ...]:
     if timed:
         unstable = sum(not timing.stable for timing in timed)
         state = f"{unstable} of {len(timed)} unstable" if unstable else "all stable"
+        disturbed = sum(timing.disturbed for timing in timed)
+        state += f", {disturbed} of {len(timed)} disturbed" if disturbed else ""
         warmup = f"{_span([t.warmup for t in timed])} calls of warm-up"
         samples = f"{_span([t.samples for t in timed])} samples per candidate and batch"
         facts.append(("Latency", f"{samples} after {warmup}, interleaved with {report.baseline}; {state}"))
@@ -220,7 +252,7 @@ def method_facts(report: Report) -> tuple[tuple[str, str], ...]:
         facts.append(("Accuracy", f"{_span(evaluated)} evaluation samples, paired with {report.baseline} by sample"))
     facts.append(("Recipe", f"{report.recipe.path}, sha256 {report.recipe.sha256}"))
     if report.created:
-        facts.append(("Created", report.created))
+        facts.append(("Created", fmt.moment(report.created)))
     return tuple(facts)
 
 

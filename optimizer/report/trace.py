@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optimizer.errors import MeasurementError
 from optimizer.results import Report
 
 Event = Mapping[str, Any]
+Traces = Sequence[tuple[str, str]]  # a file in the run's folder, and what it shows
+BUILD, INFERENCE = "build.trace.json", "inference.trace.json"
+OPENED_BY = "Traces beside report.json, for Perfetto (ui.perfetto.dev) or chrome://tracing"
+_SHOWS = {
+    BUILD: "the build, a span for each step that was not reused",
+    INFERENCE: "one inference of each candidate, operator by operator",
+}
 _BUILD = 1
 _ROUNDING_US = 1e-3  # a nanosecond: what sums of floating-point microseconds are off by
 
@@ -41,6 +49,11 @@ def render_trace(report: Report, started_s: Mapping[str, float] | None = None) -
         events.append(event | {"ph": "X", "dur": stage.seconds * 1e6, "args": arguments})
         now_s = begun_s + stage.seconds
     return _document(events, {"recipe": report.recipe.name, "created": report.created})
+
+
+def traces_of(run: Path) -> Traces:
+    """Return the traces that lie in a run's folder, with what each shows."""
+    return tuple((name, what) for name, what in _SHOWS.items() if (run / name).is_file())
 
 
 def inference_trace(traces: Mapping[str, Sequence[Event]]) -> str:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch, limits
+from optimizer.report.tables import holders
+from optimizer.report.title import shaky, title
 from optimizer.results import CandidateReport, Report
 
 Status = Literal["measured", "built", "failed"]
@@ -99,27 +101,12 @@ def headline(report: Report) -> Headline:
     return Headline(
         status,
         label,
-        _title(report, status),
+        title(report, status),
         report.verdict.reasons,
         recommendations,
         f"{fmt.count(len(report.candidates), 'candidate')}: {', '.join(parts)}",
         tuple(c.name for c in report.candidates if c.status == "failed"),
     )
-
-
-def _title(report: Report, status: str) -> str:
-    if status == "fail":
-        return "Do not ship"
-    if status == "inconclusive":
-        return "Cannot decide with these samples"
-    chosen = report.recommended
-    several = len(chosen) > 1
-    names = fmt.joined([f"{name} ({device})" if several else name for device, name in chosen.items()])
-    if not names:
-        return "Measured, not judged" if status == "unjudged" else "The gate is met"
-    if status == "unjudged":
-        return f"Fastest: {names}"
-    return f"Keep {names}" if set(chosen.values()) == {report.baseline} else f"Ship {names}"
 
 
 def figures(report: Report, candidate: CandidateReport) -> tuple[Figure, ...]:
@@ -137,8 +124,8 @@ def _speedup_figure(report: Report, candidate: CandidateReport, base: CandidateR
     if speedup is None or latency is None or candidate.name == report.baseline:
         return None
     change = f"{fmt.ms(before.p50, unit=False)} \u2192 {fmt.ms(latency.p50)}" if before else fmt.ms(latency.p50)
-    shaky = [t for t in (before, latency) if t is not None and (not t.stable or t.disturbed)]
-    detail = f"p50 {change}, batch {batch}{'; unstable or disturbed: measure again' if shaky else ''}"
+    state = shaky([before, latency])
+    detail = f"p50 {change}, batch {batch}{f'; {state}: measure again' if state else ''}"
     return Figure("Speedup", fmt.ratio(speedup.value), f"95 % interval {fmt.interval(speedup.ci95, fmt.ratio)}", detail)
 
 
@@ -258,11 +245,8 @@ def _verdict(report: Report, c: CandidateReport) -> str:
 
 def shared_reasons(found: tuple[Row, ...]) -> dict[str, tuple[str, ...]]:
     """Return the sentences that several rows have in common, with the names of those rows: said once, below all."""
-    names: dict[str, list[str]] = {}
-    for row in found:
-        for reason in row.reasons:
-            names.setdefault(reason, []).append(row.name)
-    return {reason: tuple(users) for reason, users in names.items() if len(users) > 1}
+    names = holders({row.name: row.reasons for row in found})
+    return {reason: users for reason, users in names.items() if len(users) > 1}
 
 
 def _reasons(c: CandidateReport) -> tuple[str, ...]:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 RECEIPT = "engine.json"  # beside the plan: what is known of it without a GPU
 
-Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
+CHILD = "optimizer.graph.build_engine"
+
+Capability = Annotated[str, Field(pattern=r"^(\d+\.\d|current)$")]
 
 
 class Engine(Stage, ABC):
@@ -136,7 +138,7 @@ class Engine(Stage, ABC):
         """Build in a child process; what ends it is one error that names the log, and the option that gives more."""
         try:
             return run_isolated(
-                "optimizer.graph.build_engine:build",
+                f"{CHILD}:build",
                 arguments,
                 log=log,
                 what=where,
@@ -268,6 +270,7 @@ class EngineTensorRT(Engine):
     """An engine of TensorRT, for the GPU and the driver of this machine."""
 
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
+    preloads: ClassVar[tuple[str, ...]] = (CHILD, "tensorrt")
     device_bound: ClassVar[bool] = True
 
     package: Literal["tensorrt"] = Field("tensorrt", json_schema_extra={"derived": True})
@@ -282,10 +285,11 @@ class EngineRtx(Engine):
     """An engine of TensorRT-RTX, built without a GPU: one file holds every listed compute capability."""
 
     tools: ClassVar[tuple[str, ...]] = ("tensorrt_rtx",)
+    preloads: ClassVar[tuple[str, ...]] = (CHILD, "tensorrt_rtx")
 
     package: Literal["tensorrt_rtx"] = Field("tensorrt_rtx", json_schema_extra={"derived": True})
     compute_capabilities: tuple[Capability, ...] = Field(
-        (), description="e.g. ['8.6', '8.9']; default: all that the library lists from 8.0 (Ampere) on"
+        (), description="e.g. ['8.6', '8.9'], or [current], the GPU here; default: all that are listed from 8.0 on"
     )
 
     @property

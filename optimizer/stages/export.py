@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 import warnings
@@ -35,7 +36,7 @@ class Export(Stage):
     """torch.onnx.export with dynamo, traced on real samples at a batch of two."""
 
     name: ClassVar[str] = "export"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     consumes: ClassVar[Mapping[str, Format]] = {"module": "checkpoint"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
@@ -50,15 +51,22 @@ class Export(Stage):
 
         Raises: StageError when the model refuses the samples, cannot be exported, or fixed an axis named dynamic.
         """
+        # By its end the module and the exporter's graphs, which are full of cycles, must be out of scope.
+        with _collected_once():
+            self._write(sources, workdir, context)
+
+    def _write(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
+        from optimizer.graph.export_guards import check_guards
         from optimizer.graph.files import INLINE_LIMIT_BYTES
 
         loaded = load_module(sources["module"].path)
         example = _example(context.samples("evaluation"), loaded.inputs)
         _try_forward(loaded, example)
+        _import_exporter()
         program = _export(loaded, example, self.opset, context.log)
-        _check_guards(program.exported_program, loaded)
+        check_guards(program.exported_program, loaded)
         _check_output_names(program.model, loaded)
-        _carry_modules(program.model, {name for name, _ in loaded.module.named_modules()})
+        _carry_modules(program.model, dict(loaded.module.named_modules()))
         weights = sum(t.numel() * t.element_size() for t in loaded.module.state_dict().values())
         program.save(str(workdir / self.main_file), external_data=weights > INLINE_LIMIT_BYTES)
         _check_axes(workdir / self.main_file, loaded.inputs)
@@ -68,6 +76,24 @@ class Export(Stage):
         from optimizer.runners.torch import TorchSession
 
         return TorchSession(sources["module"].path)
+
+
+@contextlib.contextmanager
+def _collected_once() -> Iterator[None]:
+    """Collect garbage once, at the end, and take what is left out of the collector's sight until `execute` ends.
+
+    The imports of torch and its exporter alone make a million objects that stay: walking through them every time that
+    their number has grown by a quarter, and later with every full collection, took a tenth of a small model's build.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.collect()
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _example(samples: Samples, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
@@ -101,6 +127,15 @@ def _try_forward(loaded: LoadedModule, example: Mapping[str, Array]) -> None:
                 where=where,
                 hint="Compare the recipe's inputs and data.transform with what forward() takes.",
             ) from error
+
+
+def _import_exporter() -> None:
+    """Import what exporting loads first, so that the collection in the end need not look at its objects either."""
+    import onnxscript
+    import torch._dynamo
+
+    del onnxscript, torch
+    gc.freeze()
 
 
 def _export(loaded: LoadedModule, example: Mapping[str, Array], opset: int, log: Path) -> Any:
@@ -199,15 +234,19 @@ def _explain(error: BaseException, loaded: LoadedModule, log: Path) -> StageErro
     return StageError(f"{type(chain[-1]).__name__}: {first_line(chain[-1])}", where=where, hint=f"log: {log}")
 
 
-def _carry_modules(model: Any, modules: set[str]) -> None:
-    """Write on every node the module it comes from, and drop stack traces: they hold paths of this machine."""
+def _carry_modules(model: Any, modules: Mapping[str, object]) -> None:
+    """Write on every node the module it comes from, and drop stack traces: they hold paths of this machine.
+
+    The graph gets the names of all modules: one that leaves no node is told from one that never was.
+    """
     from onnx_ir.traversal import RecursiveGraphIterator
 
-    from optimizer.graph.modules import MODULE, origin
+    from optimizer.graph.modules import MODULE, MODULES, modules_text, origin
 
+    model.metadata_props[MODULES] = modules_text(modules.items())
     for node in RecursiveGraphIterator(model.graph):
         weights = [value.name for value in node.inputs if value is not None and value.is_initializer()]
-        found = origin(node.metadata_props, weights, modules)
+        found = origin(node.metadata_props, weights, modules.keys())
         if found is not None:
             node.metadata_props[MODULE] = found
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
@@ -233,51 +272,6 @@ def _quiet(log: Path) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-
-
-def _check_guards(program: Any, loaded: LoadedModule) -> None:
-    """Refuse a graph that holds for one size of a named axis only.
-
-    Where a size is fixed behind some arithmetic the exporter keeps the axis dynamic, and of its own assertion leaves a
-    comparison that nothing reads. One that is false for the example (is a tensor empty?) asserts nothing.
-    """
-    import operator
-
-    fed = set(program.graph_signature.user_inputs)
-    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in fed]
-    inputs = sorted(loaded.inputs, key=lambda spec: spec.name in loaded.keywords)  # positional ones come first
-    by_node = dict(zip(placeholders, inputs, strict=True))
-    for node in program.graph.nodes:
-        if node.target is not operator.eq or node.users or not _holds(node):
-            continue
-        sizes = [n for n in _ancestors(node) if "sym_size" in str(n.target) and n.args[0] in by_node]
-        named = {(by_node[n.args[0]].name, by_node[n.args[0]].shape[n.args[1]]) for n in sizes}
-        fixed = ", ".join(f"'{axis}' of input '{name}'" for name, axis in sorted(named) if isinstance(axis, str))
-        if fixed:
-            raise StageError(
-                f"an axis that the recipe names dynamic is fixed by the model: {fixed} has one size only",
-                where=f"export of {type(loaded.module).__name__}",
-                hint="Write that axis as a number in the recipe's shape, or make forward() independent of it.",
-            )
-
-
-def _holds(comparison: Any) -> bool:
-    """Tell whether a size is compared with the number that it has for the example."""
-    size, number = comparison.args
-    symbol = getattr(getattr(size, "meta", {}).get("val"), "node", None)
-    return isinstance(number, int) and symbol is not None and symbol.hint == number
-
-
-def _ancestors(node: Any) -> list[Any]:
-    """Everything that a node of the exported graph is computed from."""
-    found: dict[Any, None] = {}
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found[current] = None
-            waiting += current.all_input_nodes
-    return list(found)
 
 
 def _check_axes(path: Path, inputs: tuple[TensorSpec, ...]) -> None:

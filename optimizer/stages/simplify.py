@@ -18,6 +18,7 @@ class Simplify(Stage):
     version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "onnx"
+    preloads: ClassVar[tuple[str, ...]] = ("optimizer.graph.slim", "onnxslim")
     # onnxslim folds constants by running them in onnxruntime.
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxslim", "onnxruntime")
     tolerance: ClassVar[Tolerance | None] = Tolerance(

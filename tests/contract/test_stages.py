@@ -185,7 +185,7 @@ def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
     assert document == {
         "key_schema": 1,
         "stage": "export",
-        "version": 2,
+        "version": 3,
         "optimizer": "0.1.0",
         "parameters": {"opset": 20},
         "sources": {"module": "a" * 64},
@@ -193,4 +193,4 @@ def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
         "device": None,
         "checks": [1, 2, 3],
     }
-    assert sha256_json(document) == "e836f100ce26b74bdc92d60a5b89ccb8c8b8744a6544d625b5f5f1f441f84dc6"
+    assert sha256_json(document) == "3b2d2ff9831489ece8ea9b4fac276f073ee59b0464d3e10135f9b16f3b798353"

@@ -192,7 +192,7 @@ BAD = (
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_bad_input_gets_its_exit_code_and_says_what_to_do(bad: Bad, folder: Path, warm_home: Path) -> None:
-    if bad.change is device_that_is_not_here and has_nvidia_device():
+    if bad.change in (device_that_is_not_here, target_not_installed) and has_nvidia_device():
         pytest.skip("this machine has a GPU")
     if bad.change is target_not_installed and installed(("tensorrt", "tensorrt-cu13", "tensorrt-cu12")):
         pytest.skip("tensorrt is installed")

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from optimizer.graph.builder_options import (
+    CURRENT,
     OPTIONS,
     capability_advice,
     capability_problems,
     option_problems,
     options_of_a_gpu,
+    without_gpu,
 )
 from optimizer.graph.optimization_profiles import complete, profile_problems
 
@@ -201,3 +203,24 @@ def test_the_table_loads_nothing_heavy() -> None:
 
 def test_each_option_stands_once() -> None:
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
+
+
+def test_the_gpu_here_stands_alone() -> None:
+    assert capability_problems((CURRENT,)) == []
+    assert capability_problems(("8.6", CURRENT)) == [
+        (1, "current is the GPU here and stands alone: remove it, or the others")
+    ]
+    assert option_problems("tensorrt_rtx", {"compute_capabilities": (CURRENT,), "refit": True}, {}) == []
+
+
+def test_the_library_knows_the_gpu_here_by_the_same_word() -> None:
+    import tensorrt_rtx
+
+    assert CURRENT.upper() in tensorrt_rtx.ComputeCapability.__members__
+
+
+def test_tensorrt_without_a_gpu_is_sent_to_the_target_that_needs_none() -> None:
+    said = without_gpu("needs an NVIDIA GPU with a driver; this machine has none (libcuda.so.1: cannot open)")
+    assert "it needs an NVIDIA GPU with a driver; this machine has none.\n" in said
+    assert "write tensorrt_rtx under targets" in said
+    assert "optimize measure RUN --device cuda:0" in said

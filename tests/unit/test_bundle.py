@@ -10,7 +10,7 @@ import bundle_run
 import numpy as np
 import pytest
 
-from optimizer.bundle.choose import choose_candidate
+from optimizer.bundle.choose import choose_candidate, find_candidate
 from optimizer.bundle.describe import tolerance
 from optimizer.bundle.write import read_report, write_bundle
 from optimizer.errors import MissingToolError, StageError, UsageError
@@ -261,6 +261,31 @@ def test_failed_and_pytorch_candidates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="runs in PyTorch and has no file to deploy"):
         write_bundle(run, "fp32@torch", tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("others", "hint"),
+    [
+        (["fp32@onnxruntime", "int8@onnxruntime"], "bundled as:  --variant fp32 --target onnxruntime"),
+        (["int8@onnxruntime", "fp16@openvino"], "This run can bundle: int8@onnxruntime, fp16@openvino"),
+        ([], "This run has nothing to bundle: add a target to the recipe"),
+    ],
+)
+def test_what_runs_in_pytorch_names_what_the_run_can_bundle(tmp_path: Path, others: list[str], hint: str) -> None:
+    given = [bundle_run.candidate(name) for name in ("fp32@torch", "fp32@torch_compile", *others)]
+    report = read_report(bundle_run.write_run(tmp_path / "run", given))
+    for ask in (
+        lambda: choose_candidate(report, "fp32", "torch_compile"),
+        lambda: find_candidate(report, "fp32@torch"),
+    ):
+        with pytest.raises(UsageError, match="runs in PyTorch and has no file to deploy") as refused:
+            ask()
+        assert hint in str(refused.value.hint)
+    if "fp32@onnxruntime" in others:
+        assert choose_candidate(report, "fp32") == "fp32@onnxruntime"
+    else:
+        with pytest.raises(UsageError, match=r"'fp32@torch' runs in PyTorch"):
+            choose_candidate(report, "fp32")
 
 
 def test_destination_that_holds_something_is_left_alone(run: Path, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_the_report_says_that_less_workspace_was_used(tmp_path: Path, monkeypatc
         (
             "import time\ntime.sleep(60)\n",
             {"time_limit": 1.0},
-            "did not finish within 1 s and was stopped\n  Raise targets.tensorrt.time_limit, 1 s now.\n  Allow more",
+            "did not finish within 1 s and was stopped\n  Raise targets.tensorrt.time_limit, 1 s now.\n  l",
         ),
         (
             "kept = bytearray(1 << 31)\n",

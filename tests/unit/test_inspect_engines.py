@@ -215,3 +215,41 @@ def test_without_the_graph_the_receipt_says_what_a_node_computes_in():
     assert found["conv"] == ["fp32", "int8"]
     blind = {row["name"]: row["precision"] for row in engine_difference(*alone).get("others", [])}
     assert blind.get("conv") != ["fp32", "int8"]
+
+
+def test_one_engine_shows_its_profiles_and_the_options_it_was_built_with(tmp_path):
+    small, large = ({"batch": {"min": low, "opt": low, "max": high}} for low, high in ((1, 1), (2, 16)))
+    receipt = {
+        "profiles": [small, large],
+        "options": {"workspace": 1 << 30, "tf32": False, "refit": "identical"},
+        "options_given": {"profiles": [small], "tf32": False, "timing_cache": {"path": "t.cache", "locked": True}},
+        "timing_cache": {"locked": True, "began_with_sha256": "0123456789abcdef", "file_sha256": None},
+        "retry": {"reason": "ran out of memory in a tactic", "workspace": [2 << 30, 1 << 30]},
+        "trtexec": "trtexec --onnx=model.onnx",
+    }
+    screen = show(engine(tmp_path / "e", **receipt)).splitlines()
+    at = screen.index("optimization profiles   2, by their index")
+    assert screen[at + 1 : at + 3] == ["  0  batch: min 1, opt 1, max 1", "  1  batch: min 2, opt 2, max 16"]
+    assert screen[at + 3 : at + 12] == [
+        "builder options   * set by the recipe",
+        "  * profiles  as listed above",
+        "  * tf32  false",
+        "  * timing_cache  path t.cache, locked true",
+        "    workspace  1,073,741,824 bytes",
+        "    refit  identical",
+        "timing cache   locked, began with 01234567",
+        "  ! ran out of memory in a tactic: built again with a workspace of 1,073,741,824 bytes, not 2,147,483,648",
+        "the like by NVIDIA's own tool   trtexec --onnx=model.onnx",
+    ]
+
+
+def test_options_that_no_recipe_set_are_told_as_the_defaults(tmp_path):
+    screen = show(engine(tmp_path / "e", options={"tf32": True}, options_given={}))
+    assert "builder options   the defaults of the library\n    tf32  true" in screen
+
+
+def test_one_profile_and_an_engine_without_a_record_of_options_take_no_line(tmp_path):
+    screen = show(engine(tmp_path / "e", profiles=[{"batch": {"min": 1, "opt": 4, "max": 16}}]))
+    assert "optimization profiles" not in screen
+    assert "builder options" not in screen
+    assert screen.count("batch: min 1, opt 4, max 16") == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from optimizer import isolated
 from optimizer.errors import MissingToolError, StageError
 from optimizer.isolated import OutOfMemoryError, OutOfTimeError, run_isolated
 
@@ -206,3 +207,19 @@ def test_child_ends_when_its_parent_is_killed(tmp_path):
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(pid)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2: Resource temporarily unavailable",
+        "OpenBLAS: malloc failed in gemm_driver",
+        "numpy/_core/_multiarray_umath.so: failed to map segment from shared object",
+    ],
+)
+def test_a_library_that_the_limit_starves_is_out_of_memory_whatever_it_says_last(tmp_path, said):
+    """Without a limit the same words are no proof: another limit, of threads, may have refused them."""
+    for limit, kind in ((64 << 20, OutOfMemoryError), (None, StageError)):
+        tail = f"{said}\nKeyboardInterrupt\n"
+        error = isolated._Failure("here", tmp_path / "log", tail, limit).died(-2, None, False)
+        assert type(error) is kind

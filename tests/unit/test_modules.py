@@ -17,7 +17,7 @@ from optimizer.errors import StageError
 from optimizer.graph import float8
 from optimizer.graph.blocks import quantize_blocks
 from optimizer.graph.keep import match
-from optimizer.graph.modules import MODULE, MODULES, module_of, modules_of, modules_text, origin, paths, scope
+from optimizer.graph.modules import MODULE, module_of, modules_of, origin, paths, scope
 from optimizer.graph.quantize import quantize
 from optimizer.graph.slim import slim
 from optimizer.stages.export import _carry_modules
@@ -69,8 +69,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         verbose=False,
     )
     assert program is not None
-    _carry_modules(program.model, {name for name, _ in net.named_modules()})
-    program.model.metadata_props[MODULES] = modules_text(net.named_modules())
+    _carry_modules(program.model, dict(net.named_modules()))
     program.save(str(folder / "exported.onnx"), external_data=False)
     slim(str(folder / "exported.onnx"), str(folder / "simplified.onnx"))
     return folder

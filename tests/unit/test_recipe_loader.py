@@ -336,3 +336,18 @@ def test_a_layout_names_the_class_once(folder):
     for layout, told in (("<split>/<class>/<class>", True), ("<split>/<class>", False)):
         said = refusal(folder, GOOD.replace(source, f"  folder: pictures\n  layout: {layout}\n  files: [data.py]"))
         assert ("data.layout: '<split>/<class>/<class>' has '<class>' more than once" in said) is told
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[onnxruntim]", "[0]: 'onnxruntim' is no target, did you mean 'onnxruntime'? (this recipe's targets: "),
+        ("[tensorrt]", "[0]: 'tensorrt' does not stand under targets: add it there, or remove it here (this recipe's "),
+        ("[abacus]", "[0]: 'abacus' is no target (this recipe's targets: onnxruntime, tensorrt_rtx)"),
+        ("onnxruntime", ": needs a list, got 'onnxruntime'; write [onnxruntime]"),
+    ],
+)
+def test_a_variant_on_a_wrong_target_is_told_what_the_recipe_has(folder, given, said):
+    screen = refusal(folder, GOOD.replace("{method: percentile}", f"{{method: percentile, targets: {given}}}"))
+    assert f"variants.int8.targets{said}" in screen
+    assert len(screen.splitlines()) == 1

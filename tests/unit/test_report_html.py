@@ -123,7 +123,7 @@ def test_the_file_is_small(name: str, limit: int) -> None:
         ("demo", "Ship int8@onnxruntime"),
         ("gpu", "Ship int8@tensorrt"),
         ("long", "Do not ship"),
-        ("inconclusive", "Cannot decide with these samples"),
+        ("inconclusive", "Cannot decide top1 and the speedup"),
         ("one_candidate", "Measured, not judged"),
     ],
 )

@@ -32,6 +32,11 @@ def report(layers: list[dict[str, Any]] | None = None, count: int = 0, **calibra
     document["calibration"] = calibrated
     chosen = next(c for c in document["candidates"] if c["name"] == "int8@onnxruntime")
     chosen |= {"layers": layers or [], "layer_count": count or len(layers or [])}
+    if layers:  # what was counted in all agrees with the layers
+        work = sum(row["macs"] for row in layers)
+        named = {row["delivered"] for row in layers}
+        shares = {name: sum(row["macs"] for row in layers if row["delivered"] == name) / work for name in named}
+        chosen["precision"]["delivered"] = shares
     return Report.model_validate_json(json.dumps(document))
 
 
@@ -116,3 +121,31 @@ def test_notes_of_stages_stand_below_their_table_in_markdown() -> None:
     at = lines.index(f"- {name}: first \\| note")
     assert lines[at + 1] == f"- {name}: second"
     assert max(len(line) for line in lines if line.startswith(f"| {name} ")) < 140
+
+
+def test_the_title_agrees_with_the_share_that_was_delivered() -> None:
+    rows = [layer(1, macs=944), layer(2, macs=56)]
+    document = json.loads(report(rows).model_dump_json())
+    chosen = next(c for c in document["candidates"] if c["name"] == "int8@onnxruntime")
+    chosen["precision"] |= {"delivered": {"int8": 0.944, "fp32": 0.056}, "source": "the optimised graph"}
+    table = layer_tables(Report.model_validate_json(json.dumps(document)), 9)[0]
+    assert table.title == "int8@onnxruntime: 2 layers asked for int8, 94.4 % of the work executed in int8"
+    (below,) = table.below
+    assert below.startswith("Executed, layer by layer, is what the graph says; counted in all, the runtime executes ")
+    assert below.endswith(" int8 94.4 %, fp32 5.6 % (the optimised graph).")
+    chosen["layers"][1]["delivered"] = "fp32"
+    told = layer_tables(Report.model_validate_json(json.dumps(document)), 9)[0]
+    assert (told.title, told.below) == ("int8@onnxruntime: 2 layers, 1 not as asked", ())
+
+
+def test_a_title_of_a_part_of_the_layers_says_of_how_many() -> None:
+    assert layer_tables(report([layer(1)], count=300), 9)[0].title == "int8@onnxruntime: 1 of 300 layers, all int8"
+
+
+def test_a_reason_that_all_layers_share_is_said_once() -> None:
+    rows = [layer(i, delivered="fp32", reason="no kernel") for i in range(3)]
+    table = layer_tables(report(rows), 9)[0]
+    assert table.columns[-1].title == "Executed"
+    assert table.below == ("Why, of all 3: no kernel.",)
+    rows[0]["reason"] = "kept"
+    assert layer_tables(report(rows), 9)[0].columns[-1].title == "Why"

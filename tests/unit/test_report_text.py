@@ -11,9 +11,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from optimizer.report import format as fmt
+from optimizer.report.html import render_html
 from optimizer.report.junit import render_junit
 from optimizer.report.limits import gate_batch, held, limits
-from optimizer.report.markdown import escape, grid, render_markdown
+from optimizer.report.markdown import bullet, escape, grid, render_markdown
 from optimizer.report.read import read_report
 from optimizer.results import Report
 
@@ -166,3 +168,68 @@ def test_the_screen_ends_with_the_verdict_and_what_failed() -> None:
     assert "candidates failed" not in render_summary(sample("gpu"))
     *_, last = (line for line in render_summary(sample("demo")).splitlines() if line.startswith("verdict: "))
     assert "1 of 8 candidates failed; recommended: " in last
+
+
+def test_an_error_of_several_lines_keeps_them() -> None:
+    error = "stage 'engine' failed: no kernel\n  Free memory.\n\n  log: logs/engine.log"
+    document = json.loads((FIXTURES / "demo.json").read_text())
+    document["candidates"][1] |= {"status": "failed", "reason": error}
+    document["stages"][0]["notes"] = ["one\ntwo"]
+    text = render_markdown(Report.model_validate_json(json.dumps(document)))
+    name = document["candidates"][1]["name"]
+    lines = [f"- {name}: stage 'engine' failed: no kernel\\", "  Free memory.\\", "  log: logs/engine.log"]
+    assert "\n".join(lines) in text
+    assert bullet("of one line") == "- of one line"
+    assert uneven(text) == []
+
+
+def test_a_cell_of_several_lines_stays_one_row() -> None:
+    document = json.loads((FIXTURES / "demo.json").read_text())
+    document["candidates"][1]["proof"] = ["first\nsecond"]
+    text = render_markdown(Report.model_validate_json(json.dumps(document)))
+    assert "first<br>second" in text
+    assert uneven(text) == []
+
+
+def test_a_time_reads_as_one() -> None:
+    assert fmt.moment("2026-11-21T19:55:22+00:00") == "2026-11-21 19:55 UTC" == fmt.moment("2026-11-21T20:55:22+01:00")
+    assert fmt.moment("2026-11-21T19:55:22Z") == "2026-11-21 19:55 UTC"
+    assert fmt.moment("") == ""
+
+
+def test_what_several_steps_note_is_said_once_with_their_names() -> None:
+    document = json.loads((FIXTURES / "demo.json").read_text())
+    for stage in document["stages"][:2]:
+        stage["notes"] = [f"of {stage['id']}", "unverified: no GPU"]
+    report = Report.model_validate_json(json.dumps(document))
+    first, second = (stage.id for stage in report.stages[:2])
+    for text in (render_markdown(report), render_html(report)):
+        assert text.count("unverified: no GPU") == 1
+        assert f"{first}, {second}: unverified: no GPU" in text
+        assert f"of {first}" in text
+
+
+def test_the_screen_shows_the_batch_that_the_gate_speaks_of() -> None:
+    from optimizer.report.summary import render_summary
+
+    assert f"p50 ms @{gate_batch(sample('demo'))}" in render_summary(sample("demo"))
+    batches = list(sample("demo").candidates[0].latency_ms or {})
+    assert len(batches) > 1
+    other = changed("demo", gate={"batch": int(batches[-1]), "speedup": {"min": 1.1}})
+    assert f"p50 ms @{batches[-1]}" in render_summary(other)
+
+
+def test_a_disturbed_latency_decides_no_limit_on_the_speedup() -> None:
+    document = json.loads((FIXTURES / "demo.json").read_text())
+    candidate = next(c for c in document["candidates"] if c["name"] == "int8@onnxruntime")
+    before = {h.limit.subject: h.outcome for h in held(sample("demo"), sample("demo").candidate(candidate["name"]))}  # type: ignore[arg-type]
+    candidate["latency_ms"][str(gate_batch(sample("demo")))]["disturbed"] = True
+    report = Report.model_validate_json(json.dumps(document))
+    after = {h.limit.subject: h for h in held(report, report.candidate(candidate["name"]))}  # type: ignore[arg-type]
+    assert "; all stable, 1 of " in render_markdown(report)
+    assert before["speedup"] == "held"
+    assert after["speedup"].outcome == "undecided"
+    assert after["speedup"].text.endswith("; latency was disturbed")
+    assert {name: h.outcome for name, h in after.items() if name != "speedup"} == {
+        name: outcome for name, outcome in before.items() if name != "speedup"
+    }

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from optimizer import errors
 from optimizer.errors import OptimizerError, StageError
+from optimizer.isolated.standby import called, search_path
 from optimizer.peak_memory import peak_rss_bytes
 
 # -P: the current folder must not shadow the standard library before the parent's search path is taken over.
@@ -29,7 +30,6 @@ _START = (
     "from optimizer.isolated import _serve\n"
     "_serve(request)\n"
 )
-_HOME = str(Path(__file__).absolute().parent.parent)
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = (
     "Memory allocation still failed",
@@ -40,6 +40,8 @@ _OUT_OF_MEMORY = (
     "OutOfMemory",
 )
 _NO_MEMORY = ("std::bad_alloc", "Cannot allocate memory", "Arena alloc failed")  # other words for a MemoryError
+# What libraries say where a limit of memory refuses them threads (OpenBLAS then raises SIGINT), buffers or their code.
+_STARVED = ("pthread_create failed", "OpenBLAS: malloc failed", "failed to map segment from shared object")
 _TAIL_BYTES = 16384
 _LINE_LENGTH = 300
 
@@ -86,8 +88,7 @@ def run_isolated(
                     "function": function,
                     "arguments": dict(arguments),
                     "response": str(response),
-                    # This package first: other packages append folders that hold an optimizer.py of their own.
-                    "search_path": [_HOME, *(str(Path(entry).absolute()) for entry in sys.path)],
+                    "search_path": search_path(),
                     "memory_bytes": memory_bytes,
                     "parent": os.getpid(),
                 }
@@ -95,10 +96,11 @@ def run_isolated(
             encoding="utf-8",
         )
         mark, kills, begun = stream.tell(), _out_of_memory_kills(), time.monotonic()
-        end = _wait(request, stream, timeout_s)
+        child = called(function.partition(":")[0], request, log, stream) or _start(request, stream)
+        end = _wait(child, timeout_s)
         seconds = time.monotonic() - begun
         answer = _read(response) if end in (0, 1) else None  # 1: an error nobody caught
-    place = _Failure(what, log, _last_line(log, mark), memory_bytes)
+    place = _Failure(what, log, _tail(log, mark), memory_bytes)
     if answer is None:
         raise place.died(end, timeout_s, _out_of_memory_kills() > kills)
     if "error" in answer:
@@ -110,15 +112,18 @@ def run_isolated(
     return IsolatedResult(answer["value"], seconds, int(answer["peak_rss_bytes"]))
 
 
-def _wait(request: Path, stream: IO[bytes], timeout_s: float | None) -> int | None:
-    """Run the child to its end; None when time ran out. It never outlives this call, Ctrl-C included."""
-    child = subprocess.Popen(
+def _start(request: Path, stream: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [sys.executable, "-P", "-c", _START, str(request)],
         stdin=subprocess.DEVNULL,
         stdout=stream,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
+    """Wait for the child's end; None when time ran out. It never outlives this call, Ctrl-C included."""
     try:
         return child.wait(timeout_s)
     except subprocess.TimeoutExpired:
@@ -150,11 +155,19 @@ class _Failure:
 
     what: str
     log: Path
-    last_line: str
+    tail: str  # of the log, from where this call began
     memory_bytes: int | None
 
+    @property
+    def last_line(self) -> str:
+        """The last line that says something."""
+        lines = self.tail.partition("Fatal Python error:")[0].splitlines()  # what faulthandler adds names no cause
+        spoken = [line.strip() for line in lines if any(c.isalnum() for c in line)]
+        return spoken[-1][:_LINE_LENGTH] if spoken else ""
+
     def raised(self, exception: Mapping[str, str]) -> StageError:
-        if exception["type"] == "MemoryError" or any(sign in exception["message"] for sign in _NO_MEMORY):
+        starved = self.memory_bytes and any(sign in exception["message"] for sign in _STARVED)
+        if exception["type"] == "MemoryError" or starved or any(s in exception["message"] for s in _NO_MEMORY):
             return self._out_of_memory(f"ran out of memory{self._limit()}")
         text = " ".join(exception["message"].split())[:_LINE_LENGTH]
         said = f"{exception['type']}: {text}" if text else exception["type"]
@@ -163,8 +176,8 @@ class _Failure:
     def died(self, end: int | None, timeout_s: float | None, kernel_killed: bool) -> StageError:
         if end is None:
             happened = f"did not finish within {timeout_s:g} s and was stopped"
-            return self._error(happened, "Allow more time.", OutOfTimeError)
-        if any(sign in self.last_line for sign in _OUT_OF_MEMORY):
+            return self._error(happened, "", OutOfTimeError)
+        if any(sign in self.last_line for sign in _OUT_OF_MEMORY) or (self.memory_bytes and self._starved()):
             return self._out_of_memory(f"ran out of memory{self._limit()}")
         if end == -signal.SIGKILL:
             sure = "by the kernel, which was out of memory" if kernel_killed else "(probably for lack of memory)"
@@ -178,9 +191,14 @@ class _Failure:
             )
         return self._error(f"ended with exit status {end} and no result", "The log holds what it printed.")
 
+    def _starved(self) -> bool:
+        """Tell whether a library said anywhere that the limit kept it from starting: what follows names no memory."""
+        return any(sign in self.tail for sign in _STARVED)
+
     def _error(self, happened: str, advice: str, kind: type[StageError] = StageError) -> StageError:
-        said = f"\nlast line of the log: {self.last_line}" if self.last_line else ""
-        return kind(f"the child process {happened}", where=self.what, hint=f"{advice}{said}\nlog: {self.log}")
+        said = f"last line of the log: {self.last_line}" if self.last_line else ""
+        hint = "\n".join(filter(None, [advice, said, f"log: {self.log}"]))
+        return kind(f"the child process {happened}", where=self.what, hint=hint)
 
     def _limit(self) -> str:
         return f" (limit: {self.memory_bytes / 2**20:.0f} MiB)" if self.memory_bytes else ""
@@ -192,14 +210,11 @@ class _Failure:
         )
 
 
-def _last_line(log: Path, start: int) -> str:
-    """Return the last line of this call's part of the log that says something."""
+def _tail(log: Path, start: int) -> str:
+    """Return the end of this call's part of the log."""
     with log.open("rb") as stream:
         stream.seek(max(start, log.stat().st_size - _TAIL_BYTES))
-        text = stream.read().decode("utf-8", "replace")
-    lines = text.partition("Fatal Python error:")[0].splitlines()  # what faulthandler adds names no cause
-    spoken = [line.strip() for line in lines if any(c.isalnum() for c in line)]
-    return spoken[-1][:_LINE_LENGTH] if spoken else ""
+        return stream.read().decode("utf-8", "replace")
 
 
 def _out_of_memory_kills() -> int:

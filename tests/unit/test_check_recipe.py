@@ -1,0 +1,45 @@
+"""`optimize check RECIPE` says of a target that cannot be built here what to do, and is still sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from optimizer.cli.check import command
+from optimizer.runtime import cuda
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "recipes"
+
+
+def check(folder: Path, target: str) -> str:
+    for name in ("model.py", "data.py", "checkpoint.safetensors"):
+        (folder / name).write_bytes((FIXTURES / "bad" / name).read_bytes())
+    lines = (FIXTURES / "good.yaml").read_text().splitlines()
+    text = "\n".join(f"  {target}: {{}}" if line.startswith("  tensorrt_rtx:") else line for line in lines)
+    (folder / "recipe.yaml").write_text(text)
+    result = CliRunner().invoke(command, [str(folder / "recipe.yaml")], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_tensorrt_without_a_gpu_is_noted_with_what_builds_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "LIBRARY", "libno-such-driver.so.1")
+    first, note, *advice = check(tmp_path, "tensorrt").splitlines()
+    assert ": sound. " in first
+    assert note.startswith("note: targets.tensorrt: tensorrt builds an engine beside the GPU that will execute it: it ")
+    assert "write tensorrt_rtx under targets" in advice[0]
+    assert "optimize measure RUN --device cuda:0" in advice[1]
+
+
+def test_tensorrt_beside_a_gpu_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    assert len(check(tmp_path, "tensorrt").splitlines()) == 1
+
+
+def test_other_targets_ask_for_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "missing", lambda: pytest.fail("nobody needs one"))
+    assert len(check(tmp_path, "tensorrt_rtx").splitlines()) == 1

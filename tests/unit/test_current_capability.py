@@ -1,0 +1,61 @@
+"""`compute_capabilities: [current]`: the GPU here by its number, and without one an error that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from recipe_words import WORDS
+
+from optimizer.errors import MissingToolError
+from optimizer.recipe import steps
+from optimizer.recipe.loader import load_recipe
+from optimizer.recipe.model import Recipe, Target
+from optimizer.recipe.validate import _form
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "recipes"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    for name in ("model.py", "data.py", "checkpoint.safetensors"):
+        (tmp_path / name).write_bytes((FIXTURES / "bad" / name).read_bytes())
+    (tmp_path / "recipe.yaml").write_text((FIXTURES / "good.yaml").read_text())
+    loaded = load_recipe(tmp_path / "recipe.yaml", {}, WORDS)
+    targets = {"tensorrt_rtx": Target(options={"compute_capabilities": ("current",)})}
+    return loaded.model_copy(update={"targets": targets})
+
+
+def test_the_gpu_here_is_written_out_as_its_number(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    gpu = SimpleNamespace(compute_capability="8.9", close=lambda: closed.append(0))
+    monkeypatch.setattr(steps, "Cuda", lambda index: gpu)
+    engines = [step.stage for step in steps.derive(recipe).steps if step.stage.name == "engine"]
+    assert engines
+    assert {stage.capabilities for stage in engines} == {("8.9",)}  # type: ignore[attr-defined]
+    assert len(closed) == len(engines)
+
+
+def test_without_a_gpu_the_gpu_here_is_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(index: int) -> None:
+        raise MissingToolError("needs an NVIDIA GPU with a driver; this machine has none", where="device cuda:0")
+
+    monkeypatch.setattr(steps, "Cuda", absent)
+    with pytest.raises(
+        MissingToolError, match=r"targets\.tensorrt_rtx\.compute_capabilities: \[current\] is the"
+    ) as no:
+        steps.derive(recipe)
+    assert "it needs an NVIDIA GPU with a driver" in no.value.what
+    assert "['8.6', '8.9']" in str(no.value.hint)
+
+
+def test_listed_capabilities_ask_for_no_gpu(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "Cuda", lambda index: pytest.fail("no GPU is needed"))
+    targets = {"tensorrt_rtx": Target(options={"compute_capabilities": ("8.6",)})}
+    assert steps.derive(recipe.model_copy(update={"targets": targets})).steps
+
+
+def test_a_pattern_of_two_forms_is_worded() -> None:
+    assert _form(r"^(\d+\.\d|current)$") == "text of the form N.N or current, N a number"
+    assert _form(r"^\d+\.\d$") == "text of the form N.N, N a number"
