@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 
 DEMO = pathlib.Path(__file__).parent.parent / "recipes" / "digits-cnn"
 sys.path.insert(0, str(DEMO))
-from data import digits
-from model import SmallCNN
+from data import digits  # type: ignore[import-not-found]
+from model import SmallCNN  # type: ignore[import-not-found]
 
 CAPABILITIES = ("SM86", "SM89", "SM120")
 BATCHES = (1, 3, 16, 64)
@@ -47,7 +47,7 @@ def prepare(pictures: np.ndarray) -> np.ndarray:
     return np.stack([np.repeat(r[None], 3, 0) for r in resized]).astype(np.float32)
 
 
-class Reader(CalibrationDataReader):
+class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, images: np.ndarray) -> None:
         self.batches = iter([{"image": images[i : i + 16]} for i in range(0, len(images), 16)])
 
@@ -62,7 +62,8 @@ def session(path: pathlib.Path) -> ort.InferenceSession:
 
 
 def run(opened: ort.InferenceSession, images: np.ndarray) -> np.ndarray:
-    return opened.run(None, {"image": images})[0]
+    found: np.ndarray = opened.run(None, {"image": images})[0]
+    return found
 
 
 def check(parent: pathlib.Path, child: pathlib.Path, images: np.ndarray, tolerance: float) -> None:

@@ -49,7 +49,7 @@ def export(path: pathlib.Path) -> None:
     import torch
     from torch import nn
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc]  # torch's types are skipped
         def __init__(self, inner: int, outer: int, stride: int) -> None:
             super().__init__()
             self.first = nn.Sequential(nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer))
@@ -146,7 +146,7 @@ def ours(*dialects: str, integer_sums: bool = False) -> Callable[..., None]:
             def __len__(self) -> int:
                 return count
 
-            def __getitem__(self, index: int) -> Sample:
+            def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
                 return Sample({"image": held[index % POOL]}, 0, f"picture-{index}")
 
         held_pictures = Pictures()
@@ -167,7 +167,7 @@ def onnxruntime_calibrator(method: str) -> Callable[..., None]:
     def run(path: pathlib.Path, held: list[Any], count: int, folder: pathlib.Path) -> None:
         from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-        class Reader(CalibrationDataReader):
+        class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
             def __init__(self) -> None:
                 self.feeds = ({"image": batch} for batch in batches(held, count))
 
@@ -205,7 +205,7 @@ class _One:
 def modelopt(method: str) -> Callable[..., None]:
     def run(path: pathlib.Path, held: list[Any], count: int, folder: pathlib.Path) -> None:
         import numpy as np
-        from modelopt.onnx.quantization import quantize
+        from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found]  # its own environment
 
         data = np.concatenate(list(batches(held, count)))
         quantize(
@@ -263,7 +263,8 @@ def measure(python: str, tool: str, path: pathlib.Path, count: int) -> dict[str,
     if line is None:
         tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit {done.returncode}"]
         return row | {"failed": tail[0][:300]}
-    return row | json.loads(line.removeprefix("RESULT "))
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return row | found
 
 
 def modelopt_python(folder: pathlib.Path) -> str:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, Literal
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 MODELS = ("demo_cnn", "resnet18", "vit_tiny", "bert_base")
 KINDS = ("environment", "accepts", "build", "measure")
 BATCHES = (1, 8, 64)
-PACKAGES = ("tensorrt_rtx", "tensorrt")
+PACKAGES: tuple[Literal["tensorrt_rtx"], Literal["tensorrt"]] = ("tensorrt_rtx", "tensorrt")
 CURRENT = "current"  # no compute capability by number, but that of the GPU here: asked, and not measured further
 LONGEST_S = 1200.0  # of one part
 

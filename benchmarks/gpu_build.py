@@ -45,13 +45,13 @@ class Drawn(Samples):
     """Inputs from a fixed seed: pictures with broad and fine structure, sentences of 16 to 128 random tokens."""
 
     def __init__(self, model: str, count: int) -> None:
-        self.inputs, self.count = INTERFACES[model][0], count
+        self.inputs, self.size = INTERFACES[model][0], count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.count:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < self.size:
             raise IndexError(index)
         rng = np.random.default_rng([7, index])
         if len(self.inputs) == 1:
@@ -109,12 +109,12 @@ class Builder:
 
     def module(self) -> Artifact:
         """Return the folder that load_module reads."""
-        from gpu_models import __dict__ as factories
+        import gpu_models
         from safetensors.torch import save_file
 
         weights = self.folder / "weights.safetensors"
         if not weights.is_file():
-            save_file(factories[self.model]().state_dict(), weights)
+            save_file(vars(gpu_models)[self.model]().state_dict(), weights)
         inputs, output = INTERFACES[self.model]
         stage = Collect(kind="state_dict", function=self.model, arguments={}, inputs=inputs, outputs=(output,))
         sources = {"checkpoint": Artifact("checkpoint", weights, "w"), "code": Artifact("code", MODELS, "c")}

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,10 @@ class Once:
         return self.call
 
 
+def _opened(output: str, open_session: Callable[..., Session], file: pathlib.Path, **options: Any) -> Opened:
+    return Opened(open_session(file, **options), output)
+
+
 def openers(folder: pathlib.Path, model: str, packages: Mapping[str, str | None]) -> dict[str, Callable[[], Any]]:
     """Return what opens each candidate, the baseline first."""
     from optimizer.runtime.onnx import OnnxSession
@@ -125,22 +130,22 @@ def openers(folder: pathlib.Path, model: str, packages: Mapping[str, str | None]
     module, output = folder / model / "module", INTERFACES[model][1]
     found: dict[str, Callable[[], Any]] = {}
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, False)):
-        found[f"eager_{name}"] = lambda half=half, tf32=tf32: Torch(module, half=half, tf32=tf32)
+        found[f"eager_{name}"] = partial(Torch, module, half=half, tf32=tf32)
     for how in ("graphed", "compiled"):
         for name, half, tf32 in (("tf32", False, True), ("fp16", True, False)):
-            found[f"{how}_{name}"] = lambda half=half, tf32=tf32, how=how: Torch(module, half=half, tf32=tf32, how=how)
+            found[f"{how}_{name}"] = partial(Torch, module, half=half, tf32=tf32, how=how)
     for package, capability in packages.items():
         for precision in PRECISIONS:
             plan = folder / model / engine_name(package, precision, capability) / "engine.plan"
             for suffix, graph in (("", True), ("_plain", False)):
-                found[f"{package}_{precision}{suffix}"] = lambda plan=plan, package=package, graph=graph: Opened(
-                    TensorRTSession(plan, package=package, cuda_graph=graph), output
+                found[f"{package}_{precision}{suffix}"] = partial(
+                    _opened, output, TensorRTSession, plan, package=package, cuda_graph=graph
                 )
     for precision in ("fp32", "fp16"):
         file = folder / model / precision / "model.onnx"
-        found[f"onnxruntime_{precision}"] = lambda file=file: Opened(OnnxSession(file, device="cuda:0"), output)
-        found[f"onnxruntime_{precision}_graph"] = lambda file=file: Opened(
-            open_with_cuda_graphs(file, device="cuda:0", threads=1), output
+        found[f"onnxruntime_{precision}"] = partial(_opened, output, OnnxSession, file, device="cuda:0")
+        found[f"onnxruntime_{precision}_graph"] = partial(
+            _opened, output, open_with_cuda_graphs, file, device="cuda:0", threads=1
         )
     return found
 

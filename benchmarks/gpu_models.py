@@ -27,14 +27,14 @@ def _drawn(module: nn.Module) -> nn.Module:
             if layer.bias is not None:
                 nn.init.normal_(layer.bias, 0.0, 0.02, generator=generator)
         elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.running_mean, 0.0, 0.1, generator=generator)  # type: ignore[arg-type]
-            nn.init.uniform_(layer.running_var, 0.8, 1.2, generator=generator)  # type: ignore[arg-type]
+            nn.init.normal_(layer.running_mean, 0.0, 0.1, generator=generator)
+            nn.init.uniform_(layer.running_var, 0.8, 1.2, generator=generator)
         elif isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
     return module.eval()
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """Two 3x3 convolutions and a shortcut. Source: He et al. 2015, figure 5 left."""
 
     def __init__(self, given: int, channels: int, stride: int) -> None:
@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
         return F.relu((found + self.shortcut(x)) * 0.7071)  # keeps the variance, as training would
 
 
-class ResNet18(nn.Module):
+class ResNet18(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """ResNet-18 at 224 x 224: 11.7 million parameters. Source: He et al. 2015, table 1."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class ResNet18(nn.Module):
         return self.fc(self.blocks(x).mean((2, 3)))
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """Self-attention of `heads` heads; `mask` is added to the scores."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         return self.output(found.transpose(1, 2).reshape(rows, length, width))
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """Attention and a perceptron, each with a shortcut; `before`: normalized before (ViT) or after (BERT) it."""
 
     def __init__(self, width: int, heads: int, before: bool) -> None:
@@ -111,7 +111,7 @@ class Block(nn.Module):
         return self.norm2(x + self.down(F.gelu(self.up(x))))
 
 
-class ViTTiny(nn.Module):
+class ViTTiny(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """ViT-Ti/16 at 224 x 224: 12 blocks of width 192, 3 heads, 5.7 million parameters. Source: Touvron et al. 2021."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class ViTTiny(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-class BertBase(nn.Module):
+class BertBase(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """An encoder of BERT-base's size over 128 tokens: 12 blocks of width 768, 12 heads, 109 million parameters.
 
     Source: Devlin et al. 2018.
@@ -153,7 +153,7 @@ class BertBase(nn.Module):
         return torch.tanh(self.pooler(x[:, 0]))
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """The demo's network: recipes/digits-cnn/model.py with drawn weights."""
 
     def __init__(self) -> None:

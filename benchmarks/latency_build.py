@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from calibration import picture  # beside this file
-from int8_quality import Bench, onnxruntime_quantized
+from quality_int8 import onnxruntime_quantized
+from quality_stages import Bench
 
 from optimizer.data.samples import Sample, Samples
 from optimizer.data.splits import Splits
@@ -44,7 +46,7 @@ class Pictures(Samples):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < self.length:
             raise IndexError(index)
         return Sample({"image": picture(self.start + index)}, 0, f"picture {self.start + index}")
@@ -77,6 +79,10 @@ def started(model: str, folder: pathlib.Path, calibration: int) -> tuple[Bench, 
     return bench, bench.run(collect, {role: sources[role] for role in collect.roles}), splits.evaluation
 
 
+def _int8(bench: Bench, graph: Artifact, options: Mapping[str, Any]) -> pathlib.Path:
+    return bench.variant(graph, options, "cpu").file
+
+
 def build(model: str, folder: pathlib.Path, python: str, calibration: int) -> dict[str, Any]:
     """Build every artifact of a model; return their paths, what each took, and those that failed, with the reason.
 
@@ -93,7 +99,7 @@ def build(model: str, folder: pathlib.Path, python: str, calibration: int) -> di
     work: dict[str, Callable[[], pathlib.Path]] = {
         "fp16": lambda: bench.run(Float16(), sources).file,
         "bf16": lambda: bench.run(BFloat16(), sources).file,
-        **{name: lambda options=options: bench.variant(graph, options, "cpu").file for name, options in INT8.items()},
+        **{name: partial(_int8, bench, graph, options) for name, options in INT8.items()},
         "onnxruntime uint8": lambda: quantize_static(graph.file, folder / "onnxruntime-uint8.onnx", seen),
     }
     if python:
@@ -128,7 +134,7 @@ def tiny(folder: pathlib.Path, elements: int) -> dict[str, str]:
         def __len__(self) -> int:
             return 2
 
-        def __getitem__(self, index: int) -> Sample:
+        def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
             return Sample({"x": np.linspace(-1, 1 + index, elements, dtype=np.float32)}, 0, str(index))
 
     folder.mkdir()

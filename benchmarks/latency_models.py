@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """Two 3x3 convolutions and a shortcut. Source: He et al. 2015, figure 5 left."""
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
@@ -23,7 +23,7 @@ class Block(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
 
 
-class ResNet18(nn.Module):
+class ResNet18(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """ResNet-18 at 224 x 224. Source: He et al. 2015, table 1."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ def resnet18() -> nn.Module:
     return model.eval()
 
 
-class One(nn.Module):
+class One(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     """One Relu; the weight is there because a checkpoint has some, and takes no part."""
 
     def __init__(self) -> None:
