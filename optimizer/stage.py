@@ -66,6 +66,12 @@ class Stage(BaseModel, ABC):
     tolerance: ClassVar[Tolerance | None] = None  # None: the output cannot be executed, so there is nothing to compare
 
     @classmethod
+    def follows_target(cls, options: Mapping[str, Any]) -> bool:
+        """Tell whether derived fields that differ by target matter with a variant's options; else they are left out."""
+        del options
+        return True
+
+    @classmethod
     def wanted(cls, options: Mapping[str, Any]) -> bool:
         """Return whether a variant with these options needs the stage; where not, it takes no part in the build."""
         del options

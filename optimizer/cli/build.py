@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +54,6 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     place = home()
     store = Store(place / "store", progress.say)
     run = open_out(out) if isinstance(out, Path) else new_run(loaded.name)
-    forget_logs(run)
     try:
         built = build(
             loaded,
@@ -81,20 +79,6 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     if isinstance(trace, Path):
         trace.write_text(build_trace(built.report))
     finish(ctx, built, as_json=bool(options["as_json"]))
-
-
-def forget_logs(run: Path) -> None:
-    """Remove what an earlier build logged in this folder: its faults must not be taken for this build's.
-
-    Raises: UsageError where they cannot be removed.
-    """
-    logs = run / "logs"
-    if not logs.is_dir():
-        return
-    try:
-        shutil.rmtree(logs)
-    except OSError as error:
-        raise UsageError(f"cannot be removed: {error.strerror}", where=str(logs), hint="Name a new folder.") from error
 
 
 def reproduce(command: str, recipe: Recipe, arguments: list[str]) -> str:

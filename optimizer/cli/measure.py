@@ -21,7 +21,7 @@ from optimizer.errors import UsageError
 @click.pass_context
 def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options: object) -> None:
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
-    from optimizer.cli.build import finish, forget_logs, reproduce
+    from optimizer.cli.build import finish, reproduce
     from optimizer.cli.progress import open_progress
     from optimizer.paths import find_run, forget_empty, home, new_run
     from optimizer.pipeline.build import Options
@@ -39,7 +39,6 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     if isinstance(out, Path) and out.resolve() == folder.resolve():
         raise UsageError("is the run that is measured", where=f"--out {out}", hint="Name another folder.")
     new = open_out(out) if isinstance(out, Path) else new_run(carried.recipe.name)
-    forget_logs(new)
     chosen = Options(
         device=str(options["device"]),
         remeasure=bool(options["remeasure"]),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from optimizer.errors import UsageError
+from optimizer.graph.index import subgraphs
 from optimizer.graph.interface import read_interface
 
 __all__ = ["INLINE_LIMIT_BYTES", "copy_model", "external_files", "read_interface", "save_model", "save_with_outputs"]
@@ -39,7 +40,7 @@ def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path
         if name not in present:
             added.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     model.graph.output.extend(added.graph.output)
-    if source is not None and not any(tensor.external_data for tensor in model.graph.initializer):
+    if source is not None and not any(tensor.external_data for tensor in _weights(model.graph)):
         shutil.copyfile(source, path)
         with path.open("ab") as file:
             file.write(added.SerializeToString())
@@ -59,9 +60,17 @@ def external_files(path: Path) -> list[Path]:
     except DecodeError as error:
         raise UsageError("is not an ONNX file", where=str(path)) from error
     locations = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+        entry.value for tensor in _weights(model.graph) for entry in tensor.external_data if entry.key == "location"
     }
     return sorted(path.parent / location for location in locations)
+
+
+def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers of a graph and of the bodies of its If, Loop and Scan."""
+    yield from graph.initializer
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from _weights(body)
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import onnx
 from optimizer.errors import StageError
 from optimizer.graph.affine import Affine, Bounds, asymmetric, symmetric
 from optimizer.graph.index import FLOAT, GraphIndex, node_key
-from optimizer.graph.quantizable import COMPUTE, Candidate, Product
+from optimizer.graph.quantizable import Candidate, Product
 from optimizer.graph.residuals import Sum
 from optimizer.graph.sharing import Span, share
 
@@ -183,9 +183,18 @@ def _is_wanted_in_float(index: GraphIndex, tensor: str, kept: Collection[str]) -
 
 
 def read_integers(index: GraphIndex, placement: Placement, nodes: Collection[str]) -> list[str]:
-    """Return those of the layers, by node key, whose activation is the dequantized value of integers."""
-    layers = [node for node in index.graph.node if node_key(node) in nodes and node.op_type in COMPUTE]
-    return [node_key(node) for node in layers if _integer_input(index, placement, node) is not None]
+    """Return those of the nodes, by node key, that compute with the dequantized values of integers."""
+    computing = (node for node in index.graph.node if node_key(node) in nodes and node.op_type not in _MOVING)
+    return [node_key(n) for n in computing if any(_is_integer(index, placement, name) for name in n.input)]
+
+
+def _is_integer(index: GraphIndex, placement: Placement, tensor: str) -> bool:
+    while tensor not in placement.whole:
+        above = index.producers.get(tensor)
+        if above is None or above.op_type not in _MOVING:
+            return False
+        tensor = above.input[0]
+    return True
 
 
 def _integer_input(index: GraphIndex, placement: Placement, node: onnx.NodeProto) -> onnx.NodeProto | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ def explained(error: DisagreementError, chain: Sequence[Link], folder: Path) -> 
         told, script = _search(error, chain, folder)
     except Exception as failure:  # onnx, protobuf, torch and the runtimes share no base; what was found must stand
         told, script = [f"the search for the cause stopped: {type(failure).__name__}: {failure}"], None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "search.txt").write_text(traceback.format_exc(), encoding="utf-8")
     lines = [*([error.hint] if error.hint else []), *told]
     if script is not None:
         lines.append(f"reproduce: python {script}")

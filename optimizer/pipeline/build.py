@@ -16,7 +16,7 @@ from optimizer.pipeline.execute import Executed, Workshop, execute
 from optimizer.pipeline.load import check_load_tools
 from optimizer.pipeline.measure import measure
 from optimizer.pipeline.plan import Plan, plan, write_history
-from optimizer.pipeline.run import place_artifacts, write_run
+from optimizer.pipeline.run import begin_logs, place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, runner_of, why_not
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     splits = Splits(recipe)
     locked = read_lock(recipe) if options.locked else None
     planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
-    shop = Workshop(recipe, store, splits, progress, run / "logs", options.device, planned.sources, locked)
     check_baseline(planned.derivation.baseline.target, options.device)
     check_load_tools(recipe)
+    logs = begin_logs(run)
+    shop = Workshop(recipe, store, splits, progress, logs, options.device, planned.sources, locked)
     done = execute(planned, shop)
     write_history(options.history, done.documents, planned.sources)
     subjects, failed = _subjects(planned, done, options.device)
@@ -75,7 +76,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         digest,
         options.device,
         options.remeasure,
-        run / "logs",
+        logs,
         lambda: shop.check_unchanged(["evaluation"]),
     )
     try:

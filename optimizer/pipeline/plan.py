@@ -14,6 +14,7 @@ from optimizer.environment import device_fingerprint, versions
 from optimizer.errors import MissingToolError, UsageError
 from optimizer.graph.builder_options import without_gpu
 from optimizer.pipeline.feeds import check_sizes
+from optimizer.recipe.here import asks_for_the_gpu_here
 from optimizer.recipe.sources import Source, read_sources
 from optimizer.recipe.steps import Derivation, Step, derive
 from optimizer.runtime import cuda
@@ -63,7 +64,7 @@ def plan(
     device_fingerprint(device)
     derivation = derive(recipe, only)
     _check_tools(derivation)
-    if any(step.stage.device_bound for step in derivation.steps):
+    if any(step.stage.device_bound for step in derivation.steps) or asks_for_the_gpu_here(recipe):
         _bound(device)
     sources = read_sources(recipe, store.index, recompute=recompute)
     history = read_history(history_folder)

@@ -20,7 +20,7 @@ from optimizer.pipeline.calibration import of_run
 from optimizer.pipeline.execute import read_interface
 from optimizer.pipeline.load import check_load_tools
 from optimizer.pipeline.measure import measure
-from optimizer.pipeline.run import RUN_FILE, SCHEMA, place_artifacts, write_run
+from optimizer.pipeline.run import RUN_FILE, SCHEMA, begin_logs, place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, why_not
 from optimizer.runners import RUNNERS
 from optimizer.types import Artifact, Format
@@ -115,7 +115,7 @@ def remeasure(run: Carried, store: Store, new: Path, options: Options, progress:
         sha256_json(document),
         options.device,
         options.remeasure,
-        new / "logs",
+        begin_logs(new),
     )
     subjects = [_subject(run.folder, name, part, options.device) for name, part in about["candidates"].items()]
     subjects.sort(key=lambda s: s.name != before.baseline)

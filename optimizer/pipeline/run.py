@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optimizer.recipe.model import Recipe
 
 RUN_FILE = "run.json"
+LOGS = "logs"
+_MARK = ".optimizer"  # in a folder of logs: it is ours to replace
 SCHEMA = 1
 
 
@@ -192,12 +194,33 @@ def _labels(recipe: Recipe) -> tuple[str, ...] | None:
     return Pictures(recipe.resolve(recipe.data.folder), layout, recipe.data.evaluation.split).labels
 
 
+def begin_logs(run: Path) -> Path:
+    """Return the run's folder of logs, empty: an earlier build's faults must not be taken for this one's.
+
+    Raises: UsageError where the earlier ones cannot be removed.
+    """
+    logs = run / LOGS
+    try:
+        if logs.is_symlink():
+            logs.unlink()
+        elif logs.exists():
+            shutil.rmtree(logs)
+        logs.mkdir(parents=True)
+        (logs / _MARK).touch()
+    except OSError as error:
+        raise UsageError(
+            f"cannot be made anew: {error.strerror or error}", where=str(logs), hint="Name a new folder."
+        ) from error
+    return logs
+
+
 def open_out(folder: Path) -> Path:
     """Make the folder that --out names; an earlier run there is replaced once the new one is built.
 
     Raises: UsageError when the folder holds something that is no run.
     """
-    kept = [p for p in folder.iterdir() if p.name != "logs"] if folder.is_dir() else []
+    # A build that failed left its logs alone.
+    kept = [p for p in folder.iterdir() if p.name != LOGS or not (p / _MARK).is_file()] if folder.is_dir() else []
     if kept and not (folder / RUN_FILE).is_file():
         raise UsageError("is not empty and holds no run", where=f"--out {folder}", hint="Name a new folder.")
     try:

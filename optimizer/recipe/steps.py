@@ -5,15 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.data.source import to_specs
-from optimizer.errors import MissingToolError, UsageError
-from optimizer.graph.builder_options import CURRENT
-from optimizer.runtime.cuda import Cuda
+from optimizer.errors import UsageError
+from optimizer.recipe.here import with_the_gpu_here
 from optimizer.stages import CHECKPOINT_KINDS, DIALECTS, OF_MODULE, TARGETS, VARIANTS
 from optimizer.stages.adopt import Adopt
 from optimizer.stages.collect import Collect
@@ -70,7 +68,11 @@ def starts_from_onnx(recipe: Recipe) -> bool:
 
 
 def derive(recipe: Recipe, only: Iterable[str] = ()) -> Derivation:
-    """Derive steps and candidates; `only` keeps these variants beside the baseline."""
+    """Derive steps and candidates; `only` keeps these variants beside the baseline.
+
+    Raises: MissingToolError or RecipeError where an engine is for the GPU here, and there is none or an unfit one.
+    """
+    recipe = with_the_gpu_here(recipe)
     wanted = set(only)
     steps: dict[str, Step] = {}
     candidates: list[Candidate] = []
@@ -136,8 +138,13 @@ def _variant_steps(recipe: Recipe, name: str, target: str, steps: dict[str, Step
         if not kind.wanted(variant.options):
             continue
         derived = _derived(recipe, kind, target, name)
-        fits_all = not {"dialect", "package", "profile"} & derived.keys()
-        place = name if fits_all and "@" not in made["graph"] else f"{name}@{DIALECTS[target]}"
+        if not kind.follows_target(variant.options):
+            derived = {field: value for field, value in derived.items() if field not in _OF_TARGET}
+        place = name
+        if _OF_TARGET & derived.keys() or "@" in made["graph"]:
+            place = f"{name}@{DIALECTS[target]}"
+            if "dialects" in derived:
+                derived["dialects"] = (DIALECTS[target],)
         sources = {role: made[role] for role in kind.consumes if role in made or role not in kind.optional}
         step = Step(f"{place}/{kind.name}", _make(kind, variant.options, derived), sources, name)
         _add(steps, step)
@@ -148,6 +155,7 @@ def _variant_steps(recipe: Recipe, name: str, target: str, steps: dict[str, Step
     return made["graph"]
 
 
+_OF_TARGET = {"dialect", "package", "profile"}  # derived fields that differ from target to target
 # What a stage makes, and the role in which later stages of its variant read it.
 _ROLES = {"onnx": "graph", "calibration": "table"}
 
@@ -155,29 +163,9 @@ _ROLES = {"onnx": "graph", "calibration": "table"}
 def _target_steps(recipe: Recipe, name: str, target: str, graph: str, steps: dict[str, Step]) -> Candidate:
     last = graph
     for kind in TARGETS[target]:
-        stage = _make(kind, _found(recipe, _here(target, recipe)), _derived(recipe, kind, target, name))
+        stage = _make(kind, _found(recipe, recipe.targets[target].options), _derived(recipe, kind, target, name))
         last = _add(steps, Step(f"{name}@{target}/{kind.name}", stage, {"graph": last}, name))
     return Candidate(name, recipe.variants[name].precision, target, last, graph)
-
-
-def _here(target: str, recipe: Recipe) -> Mapping[str, Any]:
-    """Return a target's options with the compute capability of the GPU here as its number, so that it is in the key.
-
-    Raises: MissingToolError where the recipe asks for the GPU here and there is none.
-    """
-    options = recipe.targets[target].options
-    if CURRENT not in options.get("compute_capabilities", ()):
-        return options
-    try:
-        gpu = Cuda(0)
-    except MissingToolError as error:
-        raise MissingToolError(
-            f"[{CURRENT}] is the compute capability of the GPU here: it {error.what}",
-            where=f"targets.{target}.compute_capabilities",
-            hint="List those of the GPUs that will execute the engine, e.g. ['8.6', '8.9']: that needs no GPU.",
-        ) from error
-    with closing(gpu):
-        return {**options, "compute_capabilities": (gpu.compute_capability,)}
 
 
 def _found(recipe: Recipe, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -210,7 +198,14 @@ def _derived(recipe: Recipe, kind: type[Stage], target: str, name: str) -> dict[
 
 
 def _dialects(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
-    """Return the dialects of the targets that the variant is built for, sorted."""
+    """Return the dialects whose ranges the variant asks for, sorted: those of its targets; fp8 has TensorRT's alone.
+
+    Residual sums in int8 ask for all ranges, whatever the targets.
+    """
+    if variant.precision == "fp8":
+        return ("tensorrt",)
+    if variant.options.get("residuals") == "int8":
+        return ("cpu", "tensorrt")
     built = (target for target in variant.targets or recipe.targets if target not in OF_MODULE)
     return tuple(sorted({DIALECTS[target] for target in built}))
 

@@ -64,6 +64,11 @@ class Equalize(Stage):
         """Only where one of its own options is given: a graph is not rewritten unasked."""
         return options.get("smooth_quant") is not None or bool(options.get("cross_layer"))
 
+    @classmethod
+    def follows_target(cls, options: Mapping[str, Any]) -> bool:
+        """Only an alpha that is to be found is judged in the target's dialect."""
+        return options.get("smooth_quant") == "auto"
+
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write the equalized graph and note what was scaled, and at which price.
 

@@ -16,6 +16,7 @@ class Float8(Stage):
     """Write the graph with FP8 pairs at the inputs of Conv, Gemm and MatMul, from the ranges of a calibration table."""
 
     name: ClassVar[str] = "float8"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "table": "calibration"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")

@@ -16,6 +16,7 @@ class Int4(Stage):
     """Store the weights of MatMul and Gemm as packed 4-bit integers behind a DequantizeLinear; no data is needed."""
 
     name: ClassVar[str] = "int4"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")

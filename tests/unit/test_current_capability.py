@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from recipe_words import WORDS
 
-from optimizer.errors import MissingToolError
-from optimizer.recipe import steps
+from optimizer.errors import MissingToolError, RecipeError, UsageError
+from optimizer.pipeline import plan
+from optimizer.recipe import here, steps
 from optimizer.recipe.loader import load_recipe
 from optimizer.recipe.model import Recipe, Target
 from optimizer.recipe.validate import _form
@@ -30,18 +31,44 @@ def recipe(tmp_path: Path) -> Recipe:
 def test_the_gpu_here_is_written_out_as_its_number(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[int] = []
     gpu = SimpleNamespace(compute_capability="8.9", close=lambda: closed.append(0))
-    monkeypatch.setattr(steps, "Cuda", lambda index: gpu)
+    monkeypatch.setattr(here, "Cuda", lambda index: gpu)
     engines = [step.stage for step in steps.derive(recipe).steps if step.stage.name == "engine"]
     assert engines
     assert {stage.capabilities for stage in engines} == {("8.9",)}  # type: ignore[attr-defined]
-    assert len(closed) == len(engines)
+    assert closed == [0]  # asked once
+
+
+def of(capability: str) -> SimpleNamespace:
+    return SimpleNamespace(compute_capability=capability, close=lambda: None)
+
+
+def test_a_gpu_that_the_library_does_not_serve_is_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here, "Cuda", lambda index: of("9.0"))
+    with pytest.raises(RecipeError, match=r"the GPU here has 9\.0, and tensorrt_rtx builds for no 9\.0"):
+        steps.derive(recipe)
+
+
+def test_a_variant_that_needs_a_later_gpu_is_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = {"fp8": recipe.variants["int8"].model_copy(update={"precision": "fp8", "options": {}})}
+    narrow = recipe.model_copy(update={"variants": variants})
+    monkeypatch.setattr(here, "Cuda", lambda index: of("8.6"))
+    with pytest.raises(RecipeError, match=r"fp8 needs a GPU of 8\.9 or later, the one here has 8\.6"):
+        steps.derive(narrow)
+    monkeypatch.setattr(here, "Cuda", lambda index: of("8.9"))
+    assert steps.derive(narrow).steps
+
+
+def test_the_gpu_here_is_the_first_and_no_other(recipe: Recipe) -> None:
+    assert here.asks_for_the_gpu_here(recipe)
+    with pytest.raises(UsageError, match="builds them on cuda:0, not on cuda:1"):
+        plan._bound("cuda:1")
 
 
 def test_without_a_gpu_the_gpu_here_is_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(index: int) -> None:
         raise MissingToolError("needs an NVIDIA GPU with a driver; this machine has none", where="device cuda:0")
 
-    monkeypatch.setattr(steps, "Cuda", absent)
+    monkeypatch.setattr(here, "Cuda", absent)
     with pytest.raises(
         MissingToolError, match=r"targets\.tensorrt_rtx\.compute_capabilities: \[current\] is the"
     ) as no:
@@ -51,7 +78,7 @@ def test_without_a_gpu_the_gpu_here_is_refused(recipe: Recipe, monkeypatch: pyte
 
 
 def test_listed_capabilities_ask_for_no_gpu(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "Cuda", lambda index: pytest.fail("no GPU is needed"))
+    monkeypatch.setattr(here, "Cuda", lambda index: pytest.fail("no GPU is needed"))
     targets = {"tensorrt_rtx": Target(options={"compute_capabilities": ("8.6",)})}
     assert steps.derive(recipe.model_copy(update={"targets": targets})).steps
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from optimizer.graph.files import save_with_outputs
+from optimizer.graph.files import external_files, save_with_outputs
 from optimizer.runtime.onnx import OnnxSession
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -36,6 +36,28 @@ def stored(folder: Path, place: str) -> Path | None:
     beside = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
     onnx.save_model(product(), path, **(beside if place == "beside" else {}))
     return path
+
+
+def test_weights_of_a_branch_that_lie_beside_the_file_are_found(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(WEIGHTS, "w")
+    outputs = [helper.make_tensor_value_info("b", TensorProto.FLOAT, [4, 3])]
+    branch = helper.make_graph([helper.make_node("Identity", ["w"], ["b"])], "branch", [], outputs, [weight])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    made = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 3])],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    source = tmp_path / "stored.onnx"
+    onnx.save_model(model, source, save_as_external_data=True, location="weights", size_threshold=0)
+    assert external_files(source) == [tmp_path / "weights"]
+    path = tmp_path / "elsewhere" / "model.onnx"
+    path.parent.mkdir()
+    save_with_outputs(onnx.load(source, load_external_data=False), [], path, source)
+    with OnnxSession(path) as session:
+        assert (session.infer({"c": np.array(True)})["y"] == WEIGHTS).all()
 
 
 @pytest.mark.parametrize("place", ["inside", "beside", "nowhere"])

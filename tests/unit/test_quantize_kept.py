@@ -135,6 +135,18 @@ def test_behind_an_integer_convolution_of_the_cpu_there_is_no_float_tensor_and_t
     assert both > EXACT_DB
 
 
+def test_an_operator_that_is_kept_and_reads_8_bits_is_named_too(tmp_path: Path) -> None:
+    text = f"""g (float[batch, 4, 8, 8] image) => (float[batch, 4, 8, 8] y) {{
+      a = {CONV} (image, w2, b1)
+      s = Sigmoid (a)
+      y = {CONV} (s, w1, b1)
+    }}"""
+    said = "kept in float32, node_s reads 8-bit values all the same"
+    assert [note for note in made(text, "cpu", tmp_path, keep=("Sigmoid",)).notes if note.startswith(said)]
+    assert not made(text, "cpu", tmp_path, keep=()).notes
+    assert not made(text, "tensorrt", tmp_path, keep=("Sigmoid",)).notes
+
+
 @pytest.mark.parametrize("text", [POOLED, MOVED, ABOVE, PLAIN, BEHIND])
 def test_one_table_serves_whatever_is_kept(text: str, tmp_path: Path) -> None:
     ranges = ranges_of(build(text, WEIGHTS), FEED, tmp_path)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from optimizer.cli.build import forget_logs
 from optimizer.cli.report import command
 from optimizer.errors import UsageError
+from optimizer.pipeline.run import begin_logs, open_out
 from optimizer.report.html import render_html
 from optimizer.report.markdown import render_markdown
 from optimizer.report.read import read_report
@@ -64,9 +64,30 @@ def test_faults_of_an_earlier_build_are_gone_before_the_next(tmp_path: Path) -> 
     fault.mkdir(parents=True)
     (fault / "reproduce.py").write_text("of the build before")
     (tmp_path / "report.json").write_text("{}")
-    forget_logs(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    forget_logs(tmp_path)  # a new folder has none
+    assert [path.name for path in begin_logs(tmp_path).iterdir()] == [".optimizer"]
+    assert begin_logs(tmp_path / "new").is_dir()
+
+
+def test_only_logs_of_ours_are_replaced(tmp_path: Path) -> None:
+    """A build that failed leaves its logs alone in the folder; what merely has their name is somebody else's."""
+    begin_logs(tmp_path / "failed")
+    assert open_out(tmp_path / "failed") == tmp_path / "failed"
+    mine = tmp_path / "mine" / "logs" / "training.log"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("epoch 1")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        open_out(tmp_path / "mine")
+    assert mine.is_file()
+
+
+def test_a_link_in_their_place_is_removed_and_not_what_it_names(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").symlink_to(elsewhere)
+    begin_logs(tmp_path / "run")
+    assert (elsewhere / "kept").is_file()
 
 
 def test_logs_that_cannot_be_removed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +96,6 @@ def test_logs_that_cannot_be_removed_are_refused(tmp_path: Path, monkeypatch: py
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("optimizer.cli.build.shutil.rmtree", refuse)
-    with pytest.raises(UsageError, match="logs: cannot be removed: Permission denied"):
-        forget_logs(tmp_path)
+    monkeypatch.setattr("optimizer.pipeline.run.shutil.rmtree", refuse)
+    with pytest.raises(UsageError, match="logs: cannot be made anew: Permission denied"):
+        begin_logs(tmp_path)
