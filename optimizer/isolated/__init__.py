@@ -75,7 +75,8 @@ def run_isolated(
     """Call `function` ("module:name") with keyword `arguments` in a child; both ways the values are plain JSON.
 
     Whatever the child or native code in it prints goes to `log`. `what` locates the failure in the error's text.
-    Units: `memory_bytes` bounds the child's private memory (Linux RLIMIT_DATA).
+    Units: `memory_bytes` bounds the child's private memory (Linux RLIMIT_DATA); `timeout_s` bounds the whole call, what
+    the child still has to import included.
     Raises: the OptimizerError that the function raised, as itself; OSError when the disk is full; StageError for every
     other end of the child, OutOfTimeError and OutOfMemoryError among them.
     """
@@ -96,8 +97,8 @@ def run_isolated(
             encoding="utf-8",
         )
         mark, kills, begun = stream.tell(), _out_of_memory_kills(), time.monotonic()
-        child = called(function.partition(":")[0], request, log, stream) or _start(request, stream)
-        end = _wait(child, timeout_s)
+        with called(function.partition(":")[0], request, stream) as ahead:
+            end = _wait(ahead or _start(request, stream), timeout_s)
         seconds = time.monotonic() - begun
         answer = _read(response) if end in (0, 1) else None  # 1: an error nobody caught
     place = _Failure(what, log, _tail(log, mark), memory_bytes)

@@ -11,14 +11,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
 AHEAD = 2  # children that wait at a time: one for the next call, one that imports while it works
-_IMPORTS_S = 60.0  # one that still imports after this is given up
 _LONGEST = 65536  # bytes of a request's address
+# torch's compiler and scikit-learn set these for their own process when they are imported: a child that imports them
+# does the same. Counted as a change they would cost the first call of most builds its child.
+_SET_ON_IMPORT = frozenset({"TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"})
 _START = (
     "import json, sys\n"
     "given = json.loads(sys.argv[1])\n"
@@ -31,79 +33,104 @@ _START = (
 class Child:
     """One process that imports modules and then waits for the one call that it will answer."""
 
-    def __init__(self, modules: Sequence[str], path: Sequence[str]) -> None:
-        self.module, self._path = modules[0], list(path)
-        self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it is closed with the child
-        self._ours, theirs = socket.socketpair()
-        given = {"search_path": self._path, "modules": list(modules), "parent": os.getpid()}
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, json.dumps(given)],
-                stdin=theirs.fileno(),
-                stdout=self._printed,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def __init__(self, modules: tuple[str, ...]) -> None:
+        self.modules, self._begun_in = modules, _surroundings()
+        given = {"search_path": search_path(), "modules": modules, "parent": os.getpid()}
+        with contextlib.ExitStack() as undo:
+            self._printed: IO[bytes] = undo.enter_context(tempfile.TemporaryFile())
+            self._ours, theirs = socket.socketpair()
+            undo.enter_context(self._ours)
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _START, json.dumps(given)],
+                    stdin=theirs.fileno(),
+                    stdout=self._printed,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            undo.pop_all()
 
-    def answers(self, module: str, path: Sequence[str]) -> bool:
-        """Tell whether a call of this module may go to it; another search path may hold another module."""
-        return self.module == module and self._path == list(path)
+    def is_current(self) -> bool:
+        """Tell whether a child that began now would begin the same: what it read while it imported still holds."""
+        return self._begun_in == _surroundings()
 
-    def serve(self, request: Path, log: Path, stream: IO[bytes]) -> bool:
-        """Hand the call over. False where the child died while it imported: a new one will do so within its log."""
-        order = {"request": str(request), "log": str(log), "environment": dict(os.environ), "folder": str(Path.cwd())}
+    def hand_over(self, request: Path, stream: IO[bytes]) -> bool:
+        """Give it the call and the log, at once: it answers when it has imported. False, told in the log, if it died.
+
+        From here on its end is the end of the call.
+        """
         try:
-            with self._ours, self._printed as printed:
-                self._ours.settimeout(_IMPORTS_S)
-                if not self._ours.recv(1):
-                    raise EOFError
-                printed.seek(0)
-                stream.write(printed.read())
-                stream.flush()
-                request.with_suffix(".order").write_text(json.dumps(order), encoding="utf-8")
-                self._ours.sendall(f"{request.with_suffix('.order')}\n".encode())
-        except (OSError, EOFError):
-            self.end()
+            with self._ours:
+                socket.send_fds(self._ours, [os.fsencode(request)], [stream.fileno()])
+        except OSError:
+            self.end(stream)
+            code = self.process.returncode
+            how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+            stream.write(f"optimizer: a child that imported ahead had ended {how}; another one was started\n".encode())
+            stream.flush()
             return False
-        except BaseException:  # Ctrl-C: nobody else knows this process
-            self.end()
-            raise
         return True
 
-    def end(self) -> None:
-        """Stop it, with whatever it started."""
-        self._ours.close()
-        self._printed.close()
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def end(self, stream: IO[bytes] | None = None) -> None:
+        """Stop it, with whatever it started; `stream` gets what it printed before it had the log. Once is enough."""
+        if self._printed.closed:
+            return
+        with self._printed as printed, self._ours:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            if stream is not None:
+                printed.seek(0)
+                stream.write(printed.read())
 
 
 class Standby:
-    """The children of the calls that are expected, in their order, a few at a time."""
+    """The children of the calls that are expected, in their order, a few at a time.
 
-    def __init__(self, expected: Sequence[tuple[str, ...]], path: Sequence[str]) -> None:
-        self._expected, self._path = list(expected), list(path)
+    That one cannot be started is no error: the call then starts its own, and says what is wrong.
+    """
+
+    def __init__(self, ahead: int = AHEAD) -> None:
+        self._ahead = ahead
+        self._expected: list[tuple[str, ...]] = []
         self._ready: list[Child] = []
-        self._fill()
 
-    def take(self, module: str, path: Sequence[str]) -> Child | None:
-        """Return a child for a call of this module, and start another one for a later call."""
-        found = next((child for child in self._ready if child.answers(module, path)), None)
-        if found is not None:
-            self._ready.remove(found)
-            self._fill()
-        return found
+    def expect(self, calls: Iterable[tuple[str, ...]]) -> None:
+        """Expect these calls and no others from now on: the modules of each, first the one whose function is called."""
+        self._expected = list(calls)
+        for child in list(self._ready):
+            if child.modules in self._expected and child.is_current():
+                self._expected.remove(child.modules)
+            else:
+                self._ready.remove(child)
+                child.end()
+        self.fill()
+
+    def take(self, module: str) -> Child | None:
+        """Return the child for a call of this module."""
+        child = next((child for child in self._ready if child.modules[0] == module), None)
+        if child is None:
+            return None
+        self._ready.remove(child)
+        if child.is_current():
+            return child
+        child.end()
+        return None
+
+    def fill(self) -> None:
+        """Start the children of the next calls."""
+        while self._expected and len(self._ready) < self._ahead:
+            try:
+                self._ready.append(Child(self._expected.pop(0)))
+            except OSError:
+                self._expected.clear()
 
     def end(self) -> None:
         """Stop those that nobody called."""
-        for child in self._ready:
-            child.end()
-        self._ready.clear()
-
-    def _fill(self) -> None:
-        while self._expected and len(self._ready) < AHEAD:
-            self._ready.append(Child(self._expected.pop(0), self._path))
+        with contextlib.ExitStack() as stack:  # each of them, whatever the others raise
+            for child in self._ready:
+                stack.callback(child.end)
+            self._ready = []
 
 
 _CURRENT: ContextVar[Standby | None] = ContextVar("standby", default=None)
@@ -116,32 +143,48 @@ def search_path() -> list[str]:
     return [home, *(str(Path(entry).absolute()) for entry in sys.path)]
 
 
+def _surroundings() -> tuple[list[str], dict[str, str], tuple[int, int]]:
+    """Return what a child takes over from this process: search path, environment and working folder."""
+    folder = os.stat(".")  # noqa: PTH116  works where the folder has lost its name
+    environment = {name: value for name, value in os.environ.items() if name not in _SET_ON_IMPORT}
+    return search_path(), environment, (folder.st_dev, folder.st_ino)
+
+
 @contextlib.contextmanager
-def standing_by(expected: Sequence[tuple[str, ...]]) -> Iterator[None]:
+def standing_by(calls: Iterable[tuple[str, ...]]) -> Iterator[Standby]:
     """Let the isolated calls inside find children that have imported already; none of them outlives the block.
 
-    `expected` has the modules of each call in order, first the one whose function is called. A call that was not
-    expected starts a child of its own, as all do on a single processor, where nothing is gained.
+    `calls` is what `Standby.expect` takes. A call that was not expected starts a child of its own, as all do on a
+    single processor, where nothing is gained.
     """
-    several = len(os.sched_getaffinity(0)) > 1
-    standby = Standby(expected if several else (), search_path())
+    standby = Standby(AHEAD if len(os.sched_getaffinity(0)) > 1 else 0)
     token = _CURRENT.set(standby)
     try:
-        yield
+        standby.expect(calls)
+        yield standby
     finally:
         _CURRENT.reset(token)
         standby.end()
 
 
-def called(module: str, request: Path, log: Path, stream: IO[bytes]) -> subprocess.Popen[bytes] | None:
-    """Return the process that now answers the request; None where none stood by."""
+@contextlib.contextmanager
+def called(module: str, request: Path, stream: IO[bytes]) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Give the process that now answers the request, None where none stood by; `stream` writes the log."""
     standby = _CURRENT.get()
-    child = standby.take(module, search_path()) if standby is not None else None
-    return child.process if child is not None and child.serve(request, log, stream) else None
+    child = standby.take(module) if standby is not None else None
+    if standby is None or child is None:
+        yield None
+        return
+    try:
+        answers = child.hand_over(request, stream)
+        standby.fill()
+        yield child.process if answers else None
+    finally:
+        child.end(stream)
 
 
 def _stand_by(given: Mapping[str, Any]) -> None:
-    """Import, say so, and answer one request: the child's whole life."""
+    """Import, then answer one request: the child's whole life."""
     from optimizer.isolated import _die_with, _serve
 
     _die_with(given["parent"])
@@ -149,28 +192,24 @@ def _stand_by(given: Mapping[str, Any]) -> None:
         # What cannot be imported is told by the call that needs it.
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module(module)
-    os.write(0, b"\n")
-    address = b""
-    while not address.endswith(b"\n"):
-        read = os.read(0, _LONGEST)
-        if not read:  # nobody will call
-            os._exit(0)
-        address += read
-    order = json.loads(Path(address.decode().rstrip("\n")).read_text(encoding="utf-8"))
-    _redirect(order["log"])
-    os.chdir(order["folder"])
-    os.environ.clear()
-    os.environ.update(order["environment"])
-    _serve(json.loads(Path(order["request"]).read_text(encoding="utf-8")))
+    channel = socket.socket(fileno=0)
+    request, logs, _, _ = socket.recv_fds(channel, _LONGEST, 1)
+    channel.detach()
+    if not request:  # nobody will call
+        os._exit(0)
+    _redirect(logs[0])
+    _serve(json.loads(Path(os.fsdecode(request)).read_text(encoding="utf-8")))
 
 
-def _redirect(log: str) -> None:
-    """From here on nothing comes in, and all that is printed goes to the log."""
+def _redirect(log: int) -> None:
+    """From here on nothing comes in, and all that is printed goes to the log, first what was printed so far."""
     sys.stdout.flush()
     sys.stderr.flush()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
-        os.dup2(source, target)
-    os.close(nothing)
-    os.close(stream)
+    with os.fdopen(log, "ab") as stream:
+        stream.write(os.pread(1, os.fstat(1).st_size, 0))
+        stream.flush()
+        os.ftruncate(1, 0)  # the parent adds the rest, which after this is nothing
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.close(nothing)

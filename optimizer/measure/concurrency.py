@@ -15,7 +15,7 @@ import numpy as np
 
 from optimizer.errors import MeasurementError, UsageError
 from optimizer.measure.latency import blamed
-from optimizer.measure.surroundings import Watch, disturbances
+from optimizer.measure.surroundings import Watch
 from optimizer.runner import Runner
 from optimizer.runtime.session import Feed
 
@@ -82,9 +82,10 @@ def measure_concurrency(
                 where="measure.concurrency",
                 hint=f"threads: {most}   or at most {threads} workers",
             )
-        name, split = f"{probe.runtime} on {probe.device}", probe.device == "cpu"
+        device = probe.device
+        name, split = f"{probe.runtime} on {device}", device == "cpu"
     found: dict[int, list[_Pass]] = {level: [] for level in levels}
-    with Watch() as watch:
+    with Watch(device=device) as watch:
         for number in range(PASSES):
             for level in levels if number % 2 == 0 else reversed(levels):
                 each = threads // level if split else threads
@@ -135,7 +136,7 @@ def _run(team: _Team, feed: Feed, seconds: float, watch: Watch) -> _Pass:
     begin = threading.Barrier(team.workers)
     with contextlib.ExitStack() as stack, blamed(team.name):
         runners = [stack.enter_context(team.open_runner(team.threads)) for _ in range(team.workers)]
-        before = watch.read()
+        watch.begin()
         with ThreadPoolExecutor(max(1, team.workers - 1)) as pool:
             futures = [pool.submit(_work, runner, feed, begin, seconds) for runner in runners[1:]]
             done = []
@@ -143,7 +144,7 @@ def _run(team: _Team, feed: Feed, seconds: float, watch: Watch) -> _Pass:
                 done.append(_work(runners[0], feed, begin, seconds))
             errors = [error for future in futures if (error := future.exception()) is not None]
             # While the workers live: what a thread has waited is gone with it.
-            disturbed = disturbances(before, watch.read(), len(watch.processors))
+            disturbed = watch.round()
         culprit = next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), None)
         if culprit is not None:
             raise culprit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,23 @@ import numpy as np
 from optimizer.data.samples import Array
 from optimizer.errors import MeasurementError, OptimizerError
 from optimizer.measure.affinity import pinned
+from optimizer.measure.collector import frozen, no_collection
 from optimizer.measure.series import FEWEST_ROUNDS, ROUNDS, LatencySession, Series, merged
 from optimizer.measure.statistics import SEED
 from optimizer.measure.surroundings import Watch
 
-__all__ = ["LatencySession", "Series", "Timed", "Watching", "blamed", "measure_latency", "measure_openings", "pinned"]
+__all__ = [
+    "Effort",
+    "LatencySession",
+    "Series",
+    "Timed",
+    "Watching",
+    "blamed",
+    "measure_latency",
+    "measure_openings",
+    "measure_rounds",
+    "pinned",
+]
 
 # docs/measurement.md explains each of these.
 WARMUP_CALLS = 5
@@ -105,7 +116,7 @@ def measure_openings(
     wanted, tried = OPENINGS, 0
     with contextlib.ExitStack() as stack:
         watch = watch if watch is not None else stack.enter_context(Watch())
-        stack.enter_context(_frozen())
+        stack.enter_context(frozen())
         while len(sessions) < wanted:
             begun, tried = time.perf_counter(), tried + 1
             with opened() as runners:
@@ -155,8 +166,21 @@ def measure_latency(
     """
     with contextlib.ExitStack() as stack:
         watch = watch if watch is not None else stack.enter_context(Watch())
-        stack.enter_context(_frozen())
-        return _measure(runners, feeds, baseline, Effort(seconds), progress, watch)
+        return measure_rounds(runners, feeds, baseline=baseline, effort=Effort(seconds), progress=progress, watch=watch)
+
+
+def measure_rounds(
+    runners: Mapping[str, Timed],
+    feeds: Mapping[int, Mapping[str, Array]],
+    *,
+    baseline: str,
+    effort: Effort,
+    progress: Callable[[int, int], None],
+    watch: Watching,
+) -> LatencySession:
+    """Measure as `measure_latency` does, with this much effort; raises what it raises."""
+    with frozen():
+        return _measure(runners, feeds, baseline, effort, progress, watch)
 
 
 def _measure(
@@ -235,7 +259,7 @@ class _Rounds:
         order = self._rng.permutation(len(names))
         started, quiet = time.perf_counter(), 0.0
         spent = 0.0
-        with _no_collection():
+        with no_collection():
             self._watch.begin()
             while self._owes(quiet, spent, budget):
                 # Every second round goes the other way round: nobody is early more often than late.
@@ -270,26 +294,3 @@ def _turn(call: Callable[[], None], count: int) -> list[int]:
         call()
         times.append(clock() - begun)
     return times
-
-
-@contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    """Let the collections before each timing look at what was made since, not at a million objects of the runtimes."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -80,9 +80,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
+        self._forget(set(self._files))
         self._gpu = None
         self._stack.close()
 
@@ -120,7 +118,7 @@ class Watch:
         wall = max(1, now.wall_ns - self._start.wall_ns)
         ran, waited = _grown(self._start.threads, now.threads)
         busy, stolen = shares(self.processors, self._ticks, ticks())
-        known = now.threads is not None
+        known = None not in (self._start.threads, now.threads)
         others = max(0.0, busy - ran / wall / len(self.processors)) if busy is not None and known else None
         document = {
             "processors": list(self.processors),
@@ -147,14 +145,24 @@ class Watch:
             names = [task.name for task in _TASKS.iterdir()]
         except OSError:
             return None
+        self._forget(self._files.keys() - set(names))
         found = {}
         for name in names:
-            with contextlib.suppress(OSError, ValueError):  # it has ended
+            try:
                 if name not in self._files:
                     self._files[name] = os.open(_TASKS / name / "schedstat", os.O_RDONLY)
                 ran, waited, _ = os.pread(self._files[name], 64, 0).split()
-                found[int(name)] = int(ran), int(waited)
+            except (FileNotFoundError, ProcessLookupError, ValueError):  # it has ended, or did and left its number
+                self._forget(self._files.keys() & {name})
+                continue
+            except OSError:  # no descriptor is left, say: some threads are not all threads
+                return None
+            found[int(name)] = int(ran), int(waited)
         return found or None
+
+    def _forget(self, names: set[str]) -> None:
+        for name in names:
+            os.close(self._files.pop(name))
 
     def _look(self) -> None:
         """Read clocks, and the GPU, if it is time again."""
@@ -189,8 +197,9 @@ def disturbances(before: Reading, after: Reading, processors: int) -> tuple[str,
 
 def _grown(before: Times | None, after: Times | None) -> tuple[int, int]:
     """Nanoseconds that all threads together ran and waited; one that has ended meanwhile is not counted."""
-    old = before or {}
-    pairs = [(new, old.get(thread, (0, 0))) for thread, new in (after or {}).items()]
+    if before is None or after is None:
+        return 0, 0
+    pairs = [(new, before.get(thread, (0, 0))) for thread, new in after.items()]
     return sum(new[0] - was[0] for new, was in pairs), sum(new[1] - was[1] for new, was in pairs)
 
 

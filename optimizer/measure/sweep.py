@@ -12,7 +12,7 @@ import numpy as np
 
 from optimizer.errors import MeasurementError, UsageError
 from optimizer.measure.bootstrap import interleaved_ratio
-from optimizer.measure.latency import Effort, LatencySession, Timed, Watching, _measure, blamed
+from optimizer.measure.latency import Effort, LatencySession, Timed, Watching, blamed, measure_rounds
 from optimizer.measure.observed import together
 from optimizer.measure.percentile import Percentile
 from optimizer.measure.series import Series
@@ -134,7 +134,7 @@ def sweep(
     if not batches or min(batches) < 1:
         raise UsageError(f"batches {list(batches)} hold none, or one below 1", where="measure.sweep.batches")
     failed: dict[int, str] = {}
-    bound: dict[str, Timed] = {}
+    bound: dict[str, _Bound] = {}
     with contextlib.ExitStack() as stack:
         for batch in sorted(set(batches)):
             try:
@@ -154,14 +154,14 @@ def sweep(
 
 
 def _looked_at(
-    bound: Mapping[str, Timed], seconds: float, budget_ms: float | None, percentile: int
+    bound: Mapping[str, _Bound], seconds: float, budget_ms: float | None, percentile: int
 ) -> tuple[dict[int, Point], list[Mapping[str, Any]]]:
     """Take rounds until the budget is decided or the looks are used up; return the points, and each look's facts."""
     names, first = list(bound), None
     series: dict[str, Series] = {}
     points: dict[int, Point] = {}
     facts: list[Mapping[str, Any]] = []
-    with Watch() as watch:
+    with Watch(device=bound[names[0]].runner.device) as watch:
         for share in LOOKS:
             effort = Effort(seconds * share, like=first, opening=len(facts))
             session = _in_turns({name: bound[name] for name in names}, effort, watch)
@@ -180,7 +180,14 @@ def _looked_at(
 def _in_turns(bound: Mapping[str, Timed], effort: Effort, watch: Watching) -> LatencySession:
     """Time all batches as candidates of one session; an error names the batch."""
     try:
-        return _measure(bound, {0: {}}, next(iter(bound)), effort, lambda done, total: None, watch)
+        return measure_rounds(
+            bound,
+            {0: {}},
+            baseline=next(iter(bound)),
+            effort=effort,
+            progress=lambda done, total: None,
+            watch=watch,
+        )
     except MeasurementError as error:
         said = error.what.replace("at batch 0", f"at batch {error.where}", 1)
         raise MeasurementError(said, where="measure.sweep", hint=error.hint) from error

@@ -71,10 +71,12 @@ class Workshop:
 def execute(plan: Plan, shop: Workshop) -> Executed:
     """Bring every step's output into being. A failed step fails what hangs on it and nothing else."""
     done = Executed({name: source.artifact for name, source in plan.sources.items()})
-    expected = [one.step.stage.preloads for one in plan.steps if not one.reusable and one.step.stage.preloads]
-    with standing_by(expected), _frozen():
+    calls = {one.step.id: one.step.stage.preloads for one in plan.steps if not one.reusable and one.step.stage.preloads}
+    with standing_by(calls.values()) as standby, _frozen():
         for step in plan.derivation.steps:
             _attempt(step, shop, done)
+            if calls.pop(step.id, None):  # a step that was reused after all, or failed, has called nobody
+                standby.expect(calls.values())
     return done
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.runtime.float8 import holds_float8
-from optimizer.runtime.onnx_contents import read_contents
+from optimizer.runtime.onnx_contents import Contents, read_contents
 
 # It swaps a Transpose that moves the first axis with the Cast between it and a MatMul, and where nothing is fused then,
 # does not say that it changed the graph: the new nodes are never resolved, and the next optimizer that looks at them,
@@ -26,17 +26,17 @@ def keep_arithmetic(options: Any, path: Path) -> list[str]:
     puts 8-bit floats into integer operators, which refuse them, and drops a Relu before them.
     """
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # 1: float32
-    without = [_CRASHES_ON_CASTS] if may_cast(path) else []
-    if holds_float8(path):
+    contents = read_contents(path)  # once: opening a session is timed
+    without = [_CRASHES_ON_CASTS] if may_cast(contents) else []
+    if holds_float8(contents):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         without += _WRONG_FOR_FLOAT8
     return without
 
 
-def may_cast(path: Path) -> bool:
+def may_cast(contents: Contents) -> bool:
     """Tell whether onnxruntime may come upon a Cast in this graph: one of its own, or one it puts around float16.
 
     Where the Cast will stand once Transposes were moved through Reshapes and Squeezes cannot be told beforehand.
     """
-    contents = read_contents(path)
     return _FLOAT16 in contents.types or not _CASTS.isdisjoint(contents.operators)

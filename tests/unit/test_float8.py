@@ -29,6 +29,7 @@ from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 from optimizer.judge import open_judge
 from optimizer.runtime.float8 import holds_float8
 from optimizer.runtime.onnx import OnnxSession
+from optimizer.runtime.onnx_contents import read_contents
 
 CNN = {"image": np.stack(pictures(16))}
 
@@ -223,10 +224,10 @@ def test_fp8_is_recognised_in_the_file_without_onnx(tmp_path: Path) -> None:
     float32, fp8 = tmp_path / "float32.onnx", tmp_path / "fp8.onnx"
     onnx.save(small_cnn(), float32)
     onnx.save(quantized(small_cnn(), CNN, tmp_path).model, fp8)
-    assert (holds_float8(float32), holds_float8(fp8)) == (False, True)
+    assert (holds_float8(read_contents(float32)), holds_float8(read_contents(fp8))) == (False, True)
     for content in (b"", b"no model at all", fp8.read_bytes()[:200]):
         (tmp_path / "broken").write_bytes(content)
-        assert not holds_float8(tmp_path / "broken")
+        assert not holds_float8(read_contents(tmp_path / "broken"))
 
 
 def test_fp8_in_a_constant_node_is_recognised(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_fp8_in_a_constant_node_is_recognised(tmp_path: Path) -> None:
     for at, tensor in enumerate(constants):
         model.graph.node.insert(at, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
     onnx.save(model, tmp_path / "nodes.onnx")
-    assert holds_float8(tmp_path / "nodes.onnx")
+    assert holds_float8(read_contents(tmp_path / "nodes.onnx"))
 
 
 def test_the_cpu_delivers_float32_and_the_judge_says_fp8(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from optimizer.runtime import onnx_contents
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.onnx_contents import Contents, read_contents
 from optimizer.runtime.onnx_optimizers import keep_arithmetic, may_cast
@@ -119,16 +120,34 @@ def test_casts_are_found_wherever_they_stand(tmp_path: Path) -> None:
     inner = helper.make_graph([cast], "inner", [], [helper.make_tensor_value_info("z", FLOAT, None)])
     condition = numpy_helper.from_array(np.array(True), "c")
     branch = [helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)]
-    assert may_cast(save(tmp_path / "branch.onnx", branch, FLOAT, FLOAT, [condition]))
+    assert may_cast(read_contents(save(tmp_path / "branch.onnx", branch, FLOAT, FLOAT, [condition])))
     body = helper.make_function("own", "f", ["x"], ["z"], [cast], [helper.make_opsetid("", 18)])
     call = [helper.make_node("f", ["x"], ["y"], domain="own")]
     imports = [helper.make_opsetid("own", 1)]
-    assert may_cast(save(tmp_path / "function.onnx", call, FLOAT, FLOAT, [], functions=[body], imports=imports))
+    assert may_cast(
+        read_contents(save(tmp_path / "function.onnx", call, FLOAT, FLOAT, [], functions=[body], imports=imports))
+    )
     constant = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(W, "k"))
-    assert may_cast(save(tmp_path / "constant.onnx", [constant], FLOAT, FLOAT, []))
+    assert may_cast(read_contents(save(tmp_path / "constant.onnx", [constant], FLOAT, FLOAT, [])))
     relu = [helper.make_node("Relu", ["x"], ["y"])]
-    assert may_cast(save(tmp_path / "input.onnx", relu, HALF, HALF, []))
-    assert not may_cast(save(tmp_path / "relu.onnx", relu, FLOAT, FLOAT, []))
+    assert may_cast(read_contents(save(tmp_path / "input.onnx", relu, HALF, HALF, [])))
+    assert not may_cast(read_contents(save(tmp_path / "relu.onnx", relu, FLOAT, FLOAT, [])))
+
+
+def test_a_file_is_read_once_however_many_optimizers_are_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked = []
+
+    def counted(data: Any) -> Contents:
+        walked.append(len(data))
+        return walk(data)
+
+    walk = onnx_contents._walk
+    monkeypatch.setattr(onnx_contents, "_walk", counted)
+    path = own_cast(tmp_path / "m.onnx")
+    with OnnxSession(path):
+        assert walked == [path.stat().st_size]
 
 
 def test_contents_are_operators_and_types(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from child_runners import ScriptedRunner
 from latency_clock import Clock, Quiet
 
-from optimizer.errors import StageError
-from optimizer.measure import latency
+from optimizer.errors import MissingToolError, StageError
+from optimizer.measure import latency, surroundings
 from optimizer.measure import sweep as sweep_module
 from optimizer.measure.percentile import Percentile
 from optimizer.measure.series import Series
@@ -30,14 +31,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def surround(monkeypatch: pytest.MonkeyPatch, disturbs: Callable[[int], bool] = lambda _: False) -> None:
-    monkeypatch.setattr(sweep_module, "Watch", lambda: contextlib.nullcontext(Quiet(disturbs)))
+    monkeypatch.setattr(sweep_module, "Watch", lambda device: contextlib.nullcontext(Quiet(disturbs)))
 
 
 class Paced(Session):
     """Batch b takes b ms, 3 below 3, with 5 % of noise."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock, self._rng = clock, np.random.default_rng(0)
+    def __init__(self, clock: Clock, frozen: list[int] | None) -> None:
+        self._clock, self._rng, self._frozen = clock, np.random.default_rng(0), frozen
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         return {}
@@ -48,18 +49,39 @@ class Paced(Session):
             raise StageError("out of memory")
 
         def call() -> None:
+            if self._frozen is not None:
+                self._frozen.append(gc.get_freeze_count())
             self._clock.now += round(1e6 * max(3, batch) * self._rng.lognormal(0, 0.05))
 
         return call
 
 
-def swept(clock: Clock, batches: tuple[int, ...], budget_ms: float | None = BUDGET_MS, **more: Any) -> Curve:
-    class Timed(ScriptedRunner):
-        def open(self) -> Session:
-            return Paced(clock)
+def swept(
+    clock: Clock,
+    batches: tuple[int, ...],
+    budget_ms: float | None = BUDGET_MS,
+    seconds: float = 2.0,
+    frozen: list[int] | None = None,
+    device: str = "cpu",
+) -> Curve:
+    """Sweep; `frozen` takes, of each call, how many objects the garbage collector passes over."""
 
-    arguments = {"seconds": 2.0, "percentile": 50} | more
-    return sweep(Timed, lambda b: {"x": np.ones((b, 1), np.float32)}, batches, budget_ms=budget_ms, **arguments)
+    class Timed(ScriptedRunner):
+        def __init__(self) -> None:
+            super().__init__()
+            self.device = device
+
+        def open(self) -> Session:
+            return Paced(clock, frozen)
+
+    return sweep(
+        Timed,
+        lambda b: {"x": np.ones((b, 1), np.float32)},
+        batches,
+        budget_ms=budget_ms,
+        seconds=seconds,
+        percentile=50,
+    )
 
 
 def test_a_budget_far_from_every_batch_takes_one_look(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,12 +107,38 @@ def test_an_open_budget_takes_more_rounds_up_to_the_bound_and_stays_undecided(
 
 
 def test_more_rounds_decide_what_the_first_could_not(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch 10 does more items a second than batch 2: it is the best as soon as it is known to hold the budget."""
     surround(monkeypatch)
     budget = 10.07  # within the interval of the first look, outside that of all
-    curve = swept(clock, (4, 10), budget_ms=budget)
+    curve = swept(clock, (2, 10), budget_ms=budget)
     assert curve.points[10].held == "holds"
     assert curve.looks > 1
-    assert curve.best in (4, 10)
+    assert curve.best == 10
+    monkeypatch.setattr(sweep_module, "LOOKS", LOOKS[:1])
+    once = swept(clock, (2, 10), budget_ms=budget)
+    assert (once.points[10].held, once.best) == ("undecided", 2)
+
+
+def test_batches_are_timed_without_collections_over_what_was_there_before(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surround(monkeypatch)
+    frozen: list[int] = []
+    swept(clock, (1, 4), None, 0.02, frozen)
+    first, second, *timed = frozen  # each batch is called once before
+    assert min(timed) > 1000
+    assert max(first, second) < 1000
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_gpu_that_runs_the_batches_is_watched(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(device: str) -> Any:
+        raise MissingToolError("this machine has no NVIDIA GPU", where=f"device {device}")
+
+    monkeypatch.setattr(surroundings, "opened", absent)
+    said = "the GPU was not watched: device cuda:1: this machine has no NVIDIA GPU"
+    assert said in swept(clock, (1,), None, 0.02, device="cuda:1").surroundings["complaints"]
+    assert said not in swept(clock, (1,), None, 0.02).surroundings["complaints"]
 
 
 def test_a_batch_that_broke_the_budget_takes_no_more_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
