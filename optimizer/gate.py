@@ -120,24 +120,28 @@ def _worth(candidate: CandidateReport, metric: str | None, better: Better) -> fl
 
 
 def recommend(candidates: Sequence[CandidateReport], baseline: str, gate: Gate | None, batch: str) -> dict[str, str]:
-    """Per device, the fastest measured candidate that passes; without a gate the baseline counts as well."""
+    """Per device, the fastest measured candidate that passes.
+
+    Without a gate the baseline may be that, where another candidate was timed beside it: alone it has won nothing.
+    """
+    timed = [c for c in candidates if c.status == "measured" and c.latency_ms and batch in c.latency_ms]
+    contested = {c.device for c in timed if c.name != baseline} if gate is None else set()
     best: dict[str, tuple[float, str]] = {}
-    for candidate in candidates:
-        if candidate.status != "measured" or not candidate.latency_ms or batch not in candidate.latency_ms:
-            continue
+    for candidate in timed:
         passes = candidate.verdict is not None and candidate.verdict.status == "pass"
-        if not passes and not (gate is None and candidate.name == baseline):
+        if not passes and not (candidate.name == baseline and candidate.device in contested):
             continue
-        point = (candidate.latency_ms[batch].p50, candidate.name)
+        point = ((candidate.latency_ms or {})[batch].p50, candidate.name)
         best[candidate.device] = min(best.get(candidate.device, point), point)
     return {device: name for device, (_, name) in best.items()}
 
 
 def overall(candidates: Sequence[CandidateReport], gate: Gate | None) -> Verdict:
     """The run's verdict: pass if a candidate passes, fail if all fail, else it cannot be decided; no gate: pass."""
-    if gate is None:
-        return Verdict(status="pass", reasons=("The recipe has no gate.",))
     judged = [c for c in candidates if c.verdict is not None]
+    if gate is None:
+        none = () if judged else ("Nothing but the baseline could be measured here.",)
+        return Verdict(status="pass", reasons=("The recipe has no gate.", *none))
     if not judged:
         return Verdict(status="inconclusive", reasons=("No candidate could be measured here, so none was judged.",))
     passing = [c.name for c in judged if c.verdict and c.verdict.status == "pass"]

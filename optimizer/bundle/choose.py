@@ -26,7 +26,7 @@ def choose_candidate(report: Report, variant: str, target: str | None = None) ->
     if target is not None:
         found = [c.name for c in of_variant if c.runtime == target]
         if not found:
-            raise unknown(f"target of the variant '{variant}'", target, [c.runtime for c in of_variant])
+            raise unknown("target", target, [c.runtime for c in of_variant], of=f"the variant '{variant}'")
         return found[0]
     recommended = {c.name for c in of_variant if c.name in report.recommended.values()}
     built = [c.name for c in of_variant if c.status != "failed"] or [c.name for c in of_variant]
@@ -73,12 +73,14 @@ def _without_file(report: Report, name: str) -> UsageError:
     return UsageError(f"'{name}' runs in PyTorch and has no file to deploy", where="bundle", hint=hint)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """Return the error for a name that is not there: the nearest one, and all."""
+def unknown(kind: str, name: str, known: Iterable[str], of: str | None = None) -> UsageError:
+    """Return the error for a name that is not there, or that `of` has not: the nearest one, and all."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     meant = f", did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"no {kind} '{name}'{meant} (there are: {', '.join(names) or 'none'})", where="bundle")
+    no = f"{of} has no {kind}" if of else f"no {kind}"
+    there = "it has" if of else "there are"
+    return UsageError(f"{no} '{name}'{meant} ({there}: {', '.join(names) or 'none'})", where="bundle")
 
 
 _PYTORCH = ("torch", "torch_compile")

@@ -105,15 +105,16 @@ def _check_writable(file: Path) -> None:
 
 def finish(ctx: click.Context, built: Built, *, as_json: bool) -> None:
     """Print where the report lies, or the report itself, and exit as its verdict and the errors say."""
-    from optimizer.report.summary import render_summary
+    from optimizer.cli.failures import told
+    from optimizer.report.screen import render_screen
 
     if as_json:
         click.echo((built.run / "report.json").read_text(), nl=False)
     else:
-        click.echo(render_summary(built.report))
+        click.echo(render_screen(built.report))
         click.echo(built.run / "report.html")
-    for error in built.errors:
-        click.echo(f"error: {error.render()}", err=True)
+    for text in told(built.errors, built.report):
+        click.echo(f"error: {text}", err=True)
     if built.errors:
         ctx.exit(max(error.exit_code for error in built.errors))
     ctx.exit({"pass": 0, "fail": GATE_NOT_MET, "inconclusive": UNDECIDED}[built.report.verdict.status])

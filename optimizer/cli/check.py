@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from optimizer.cli.options import settings_option
+from optimizer.recipe.wording import no_such_file
 
 
 @click.command("check")
@@ -14,6 +15,8 @@ from optimizer.cli.options import settings_option
 @settings_option
 def command(path: Path, settings: dict[str, str]) -> None:
     """Report every error of a RECIPE at once; or tell whether a BUNDLE is whole, loads and computes right."""
+    if not path.exists():  # said first: what a bare install lacks would mend nothing
+        raise no_such_file(path)
     if path.is_dir():
         from optimizer.cli.check_bundle import check_bundle
 
@@ -21,10 +24,11 @@ def command(path: Path, settings: dict[str, str]) -> None:
         return
     from optimizer.graph.builder_options import without_gpu
     from optimizer.recipe.loader import load_recipe
+    from optimizer.recipe.processors import lacking_processors
     from optimizer.recipe.steps import derive
     from optimizer.runtime import cuda
 
-    recipe = load_recipe(path, settings)
+    recipe = load_recipe(path, settings, to_measure=False)
     derivation = derive(recipe)
     candidates = ", ".join(c.name for c in derivation.candidates)
     click.echo(f"{path}: sound. {len(derivation.steps)} stages, {len(derivation.candidates)} candidates: {candidates}")
@@ -32,3 +36,6 @@ def command(path: Path, settings: dict[str, str]) -> None:
     if absent:
         first, *rest = without_gpu(absent).splitlines()
         click.echo("\n  ".join([f"note: targets.tensorrt: {first}", *rest]))
+    lacking = lacking_processors(recipe.measure.threads)
+    if lacking:
+        click.echo(f"note: measure.threads: {lacking}: plan, build and measure refuse it here")

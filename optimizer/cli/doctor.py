@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ def _abilities(ok: dict[str, bool]) -> dict[str, bool]:
         "build TensorRT-RTX engines, without a GPU": build and ok["tensorrt_rtx"],
         "build TensorRT engines": build and ok["tensorrt"] and ok["GPU"],
         "execute engines": ok["GPU"] and (ok["tensorrt"] or ok["tensorrt_rtx"]),
+        "measure the target openvino": build and ok["openvino"],
+        "measure the target torch_compile": build and ok["torch"] and ok["C++ compiler"],
+        "measure LoadGen's scenarios": build and ok["LoadGen"],
         "serve a bundle on the CPU": ok["onnxruntime"],
     }
 
@@ -84,6 +88,9 @@ def _findings() -> list[Finding]:
         _build_tools(),
         _runtime("torch", "probe_torch", "pip install '.[cpu]'   (with an NVIDIA GPU: '.[gpu]')"),
         _runtime("onnxruntime", "probe_onnxruntime", "pip install onnxruntime   (with an NVIDIA GPU: onnxruntime-gpu)"),
+        _runtime("openvino", "probe_openvino", "pip install openvino   (only for the target openvino)"),
+        _compiler(),
+        _runtime("LoadGen", "probe_loadgen", "pip install mlcommons-loadgen   (only for measure.scenario)"),
         _runtime("tensorrt_rtx", "probe_tensorrt_rtx", "pip install tensorrt-rtx"),
         _runtime("tensorrt", "probe_tensorrt", "pip install tensorrt   (only with an NVIDIA GPU)"),
         _store(),
@@ -136,6 +143,17 @@ def _runtime(name: str, function: str, mend: str) -> Finding:
         return Finding(name, True, str(_probe(function)["found"]))
     except OptimizerError as error:
         return Finding(name, False, error.what.splitlines()[0], mend)
+
+
+def _compiler() -> Finding:
+    """Look for the compiler of torch.compile's code on the CPU, as Inductor chooses it."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    found = shutil.which(compiler)
+    if found is not None:
+        return Finding("C++ compiler", True, found)
+    mend = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
+    lacking = f"there is no {compiler}, which the target torch_compile needs"
+    return Finding("C++ compiler", False, lacking, f"{mend}   (or export CXX=COMPILER)")
 
 
 def _probe(function: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optimizer.cli.layers import layer_lines, tail
@@ -38,7 +39,22 @@ def built_lines(document: Mapping[str, Any]) -> Iterator[str]:
         first, second = document["retry"]["workspace"]
         yield f"  ! {document['retry']['reason']}: built again with a workspace of {second:,} bytes, not {first:,}"
     if document.get("trtexec"):
-        yield f"the like by NVIDIA's own tool   {document['trtexec']}"
+        yield from _trtexec(document)
+
+
+def _trtexec(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the line of NVIDIA's tool, with the graph where it lies and a plan that overwrites none."""
+    from optimizer.graph.trtexec import trtexec
+
+    graph = document.get("graph")
+    if graph:
+        line = trtexec(document, graph, f"{Path(document['path']).absolute().parent.name}.plan")
+        yield f"the like by NVIDIA's own tool   {line}"
+        return
+    yield f"the like by NVIDIA's own tool   {document['trtexec']}"
+    digest = str(document.get("onnx_sha256") or "")[:16]
+    which = f": in its run's folder artifacts/graphs/{digest}/" if digest else ""
+    yield f"  model.onnx, the graph it was built from, is not beside this engine{which}"
 
 
 def _range(sizes: Mapping[str, int]) -> str:

@@ -39,11 +39,17 @@ def command(factory: str | None, checkpoint: str | None, samples: str | None) ->
             raise UsageError("--checkpoint and --samples go with MODEL.py:FACTORY", where="init")
         written = _example(here)
         steps = ("python train.py", "optimize build recipe.yaml")
+        guessed: tuple[str, ...] = ()
     else:
         written = _own(here, factory, checkpoint, samples)
+        guessed = _GUESSED
         steps = ("optimize check recipe.yaml", "optimize build recipe.yaml")
     _write(here, written)
     click.echo(f"wrote {', '.join(written)}. Next:", err=True)
+    if guessed:
+        click.echo("  edit recipe.yaml where it says EDIT; check cannot tell whether these are right:", err=True)
+    for line in guessed:
+        click.echo(f"    {line}", err=True)
     for step in steps:
         click.echo(f"  {step}", err=True)
 
@@ -79,12 +85,11 @@ def _own(here: Path, factory: str, checkpoint: str | None, samples: str | None) 
     names, required = _forward_names(here / file, function)
     wanted = _samples_wanted(names, required)
     data = _read_samples(_find(here, beside, samples, (".npz",), wanted), names, wanted)
-    output = "output" if "output" not in data.shapes else "result"
     values = {
         "name": _name(here),
         "factory": _quoted(factory),
         "checkpoint": _quoted(_relative(weights, here)),
-        "output": output,
+        "outputs": ", ".join(_output_names(here / file, function, data.shapes)),
         "inputs": "\n".join(
             f"  {name}: {{dtype: {data.dtypes[name]}, shape: [{', '.join(map(str, ['batch', *shape]))}]{keyword}}}"
             for name, shape, keyword in data.arguments(names)
@@ -101,6 +106,12 @@ def _own(here: Path, factory: str, checkpoint: str | None, samples: str | None) 
     }
 
 
+_GUESSED = (
+    "outputs   a name for each tensor that forward() returns, in order",
+    "inputs    a word for each further axis that varies (its range under profile)",
+    "profile   the sizes that you will serve",
+    "gate      what you may lose, and must gain",
+)
 _METRICS = "metrics: [top1]   # each is paired with the baseline's, sample by sample; known:  optimize stages"
 _NO_METRICS = "# metrics: [top1]   # with `targets` in the samples; known:  optimize stages"
 _CHECKPOINT_WANTED = """Save the trained weights there:
@@ -186,15 +197,32 @@ def _read_samples(file: Path, names: tuple[str, ...], wanted: str) -> _Samples:
     return _Samples(file, count, dtypes, {n: a.shape[1:] for n, a in arrays.items()}, has_classes)
 
 
-def _forward_names(file: Path, function: str) -> tuple[tuple[str, ...], int]:
-    """Return the parameters of forward(), where the factory is a class in this file, and how many it needs."""
+def _forward(file: Path, function: str) -> ast.FunctionDef | None:
+    """Return forward(), where the factory is a class in this file that defines it."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.ClassDef) and node.name == function:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name == "forward":
-                    names = tuple(a.arg for a in method.args.args[1:])
-                    return names, len(names) - len(method.args.defaults)
-    return (), 0
+                    return method
+    return None
+
+
+def _forward_names(file: Path, function: str) -> tuple[tuple[str, ...], int]:
+    """Return the parameters of forward(), where they can be read, and how many it needs."""
+    forward = _forward(file, function)
+    if forward is None:
+        return (), 0
+    names = tuple(a.arg for a in forward.args.args[1:])
+    return names, len(names) - len(forward.args.defaults)
+
+
+def _output_names(file: Path, function: str, inputs: Mapping[str, object]) -> list[str]:
+    """Return a name for each output: as many as a `return a, b` of forward() shows, else one."""
+    forward = _forward(file, function)
+    returns = [node.value for node in ast.walk(forward) if isinstance(node, ast.Return)] if forward else []
+    count = max((len(value.elts) for value in returns if isinstance(value, ast.Tuple)), default=1)
+    word = "output" if not any(name.startswith("output") for name in inputs) else "result"
+    return [word] if count < 2 else [f"{word}{number}" for number in range(1, count + 1)]
 
 
 def _engine() -> str:

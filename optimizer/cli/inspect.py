@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from optimizer.cli.diagnosis import check_diagnosis, diagnosis_lines, is_diagnosis
 from optimizer.cli.engines import PARTS, built_lines, engine_lines, shares, summary_lines
 from optimizer.cli.layers import layer_lines
 from optimizer.cli.ranges import chosen_ranges, largest_change_first, screen, with_health
@@ -21,7 +22,7 @@ _SHOWN = 12  # names listed of a part that differs; --json has all
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def command(files: tuple[Path, ...], as_json: bool) -> None:
-    """Show what is in an ONNX file, an engine or a calibration table; with two files, what differs."""
+    """Show what is in an ONNX file, an engine, a calibration table or its diagnosis; with two files, what differs."""
     if len(files) > 2:
         raise UsageError(
             f"{len(files)} files were given", where="inspect", hint="Allowed: one file, or two to compare."
@@ -31,7 +32,7 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
         from optimizer.graph.inspect import inspect
     except ImportError as error:
         raise MissingToolError(f"inspect needs onnx ({error})", hint="pip install onnx") from error
-    documents = [inspect(file) for file in files]
+    documents = [_told_apart(inspect(file)) for file in files]
     if len(documents) == 1:
         click.echo(json.dumps(_whole(documents[0]), indent=1) if as_json else "\n".join(_summary(documents[0])))
         return
@@ -39,11 +40,27 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
         documents = [chosen_ranges(document) for document in documents]
         click.echo("\n".join(_differences(largest_change_first(difference(*documents)))))
         return
+    _check_kinds(documents)
     found = difference(*documents)
     if not as_json and all(document["kind"] == "engine" for document in documents):
         click.echo("\n".join(_engines(found, [str(file) for file in files])))
         return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(_differences(found)))
+
+
+def _told_apart(document: dict[str, Any]) -> dict[str, Any]:
+    return {**document, "kind": "diagnosis"} if is_diagnosis(document) else document
+
+
+def _check_kinds(documents: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a diagnosis beside anything else, and one that is not whole."""
+    of_one = [document["kind"] == "diagnosis" for document in documents]
+    if any(of_one) and not all(of_one):
+        one, other = (documents[i]["path"] for i in (of_one.index(True), of_one.index(False)))
+        raise UsageError(f"{one} is a diagnosis and {other} is none", hint="Give two files of one kind.")
+    for document in documents:
+        if document["kind"] == "diagnosis":
+            check_diagnosis(document)
 
 
 def _whole(document: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +75,8 @@ def _summary(document: Mapping[str, Any]) -> Iterator[str]:
     for side in ("inputs", "outputs"):
         for spec in document.get(side, ()):
             yield f"{side[:-1]:<8} {spec['name']}  {spec['dtype']}[{', '.join(map(str, spec['shape']))}]"
-    yield from {"onnx": _onnx, "engine": _engine, "calibration": screen}[document["kind"]](document)
+    shows = {"onnx": _onnx, "engine": _engine, "calibration": screen, "diagnosis": diagnosis_lines}
+    yield from shows[document["kind"]](document)
 
 
 def _onnx(document: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check", "Check a recipe or a bundle."),
     "compare": ("compare", "Judge one report against another; for CI."),
     "report": ("report", "Render a stored run again."),
-    "inspect": ("inspect", "Show what is in an ONNX file, an engine or a calibration table."),
+    "inspect": ("inspect", "Show what is in an ONNX file, an engine, a calibration table or its diagnosis."),
     "bundle": ("bundle", "Write a folder to drop into deployment."),
     "run": ("run", "Infer once with a bundle, without torch."),
     "doctor": ("doctor", "Say what this machine can build and run."),

@@ -23,7 +23,8 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
     from optimizer.cli.build import finish, reproduce
     from optimizer.cli.progress import open_progress
-    from optimizer.paths import find_run, forget_empty, home, new_run
+    from optimizer.cli.runs import open_run_folder
+    from optimizer.paths import forget_empty, home, new_run
     from optimizer.pipeline.build import Options
     from optimizer.pipeline.remeasure import open_run, remeasure
     from optimizer.pipeline.run import open_out
@@ -31,7 +32,7 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     from optimizer.report.write import write_report
     from optimizer.store import Store
 
-    folder = find_run(run)
+    folder = open_run_folder(run)
     carried = open_run(folder, read_report(folder), settings)
     progress = open_progress()
     store = Store(home() / "store", progress.say)

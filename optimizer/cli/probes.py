@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from types import ModuleType
 
 from optimizer.errors import MissingToolError
@@ -34,6 +35,22 @@ def probe_tensorrt_rtx() -> dict[str, str]:
     from optimizer.graph.build_engine import capabilities
 
     return {"found": f"{trt.__version__}, builds for compute capabilities {', '.join(capabilities(trt))}"}
+
+
+def probe_openvino() -> dict[str, str]:
+    """Return OpenVINO's version."""
+    from optimizer.runtime.openvino import load_openvino
+
+    try:
+        return {"found": str(load_openvino().__version__)}
+    except MissingToolError as error:
+        raise MissingToolError("not installed", hint=error.hint) from error
+
+
+def probe_loadgen() -> dict[str, str]:
+    """Return the version of MLPerf LoadGen."""
+    _import("mlperf_loadgen")
+    return {"found": f"mlcommons-loadgen {importlib.metadata.version('mlcommons-loadgen')}"}
 
 
 def probe_gpu() -> dict[str, str]:

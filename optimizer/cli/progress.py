@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _PATIENCE_S = 1.0  # a bar appears for what takes longer
+_SILENCE_S = 20.0  # a log hears of what takes longer
+_REASON = 160  # characters of a reason in a step's line; the whole error is told at the end
 
 
 class PlainProgress:
@@ -20,18 +22,26 @@ class PlainProgress:
 
     def __init__(self, width: int = 28) -> None:
         self._width = width
+        self._spoke = time.monotonic()
 
-    def step(self, name: str, outcome: str, seconds: float | None, key: str | None) -> None:
-        """Write the step's line: name, outcome, seconds, first digits of its key."""
+    def step(self, name: str, outcome: str, seconds: float | None, key: str | None, reason: str = "") -> None:
+        """Write the step's line: name, outcome, seconds, first digits of its key; or the first line of a reason."""
         time_text = f"{seconds:6.1f} s" if seconds is not None else " " * 8
-        click.echo(f"{name:<{self._width}} {outcome:<8} {time_text}   {(key or '')[:8]}".rstrip(), err=True)
+        last = first_line(reason) if reason else (key or "")[:8]
+        self._write(f"{name:<{self._width}} {outcome:<8} {time_text}   {last}".rstrip())
 
     def advance(self, what: str, done: int, total: int) -> None:
-        """Nothing: a log has no use for moving bars."""
+        """Write a line where nothing was written for long; a log has no use for moving bars."""
+        if time.monotonic() - self._spoke >= _SILENCE_S:
+            self._write(f"  {what}: {done} of {total}")
 
     def say(self, text: str) -> None:
         """Write the sentence."""
+        self._write(text)
+
+    def _write(self, text: str) -> None:
         click.echo(text, err=True)
+        self._spoke = time.monotonic()
 
     def close(self) -> None:
         """Nothing to tidy."""
@@ -47,10 +57,10 @@ class TerminalProgress(PlainProgress):
         self._what = ""
         self._since = 0.0
 
-    def step(self, name: str, outcome: str, seconds: float | None, key: str | None) -> None:
+    def step(self, name: str, outcome: str, seconds: float | None, key: str | None, reason: str = "") -> None:
         """Take the bar away, then write the line."""
         self.close()
-        super().step(name, outcome, seconds, key)
+        super().step(name, outcome, seconds, key, reason)
 
     def say(self, text: str) -> None:
         """Take the bar away, then write the sentence."""
@@ -74,6 +84,12 @@ class TerminalProgress(PlainProgress):
         if self._bars is not None:
             self._bars.stop()
         self._bars, self._task, self._what = None, None, ""
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text, cut where it is too long for a line of progress."""
+    line = next(iter(text.splitlines()), "")
+    return line if len(line) <= _REASON else f"{line[: _REASON - 3].rstrip()}..."
 
 
 def _start_bars(what: str, total: int) -> tuple[Bars, TaskID]:

@@ -45,6 +45,7 @@ def command(bundle: Path, source: Path, destination: Path | None, device: str | 
     from optimizer.runtime import load
 
     feed = _read(source)
+    _refuse_not_finite(feed, source)
     with load(bundle, device=device) as deployment:
         outputs = deployment.infer(feed)
         if destination is not None:
@@ -72,6 +73,27 @@ def _read(path: Path) -> dict[str, Array]:
         raise UsageError(
             f"is no .npz of plain arrays: {error}", where=str(path), hint="write it with:  np.savez(FILE, image=array)"
         ) from error
+
+
+def _refuse_not_finite(feed: dict[str, Array], source: Path) -> None:
+    """Refuse NaN and infinity in any input: a network can answer them with plausible, finite numbers."""
+    import numpy as np
+
+    wrong = []
+    for name, array in feed.items():
+        if array.dtype.kind not in "fc":
+            continue
+        bad = ~np.isfinite(array)
+        if bad.any():
+            first = [int(place) for place in np.argwhere(bad)[0]]
+            wrong.append(f"'{name}' has {int(bad.sum())} of {array.size} values NaN or infinite, the first at {first}")
+    if wrong:
+        raise UsageError(
+            "; ".join(wrong),
+            where=str(source),
+            hint="The answer could look right and mean nothing: mend the data. Where such values are meant, "
+            "infer() of optimizer.runtime.load takes them.",
+        )
 
 
 def _write(path: Path, outputs: dict[str, Any]) -> None:

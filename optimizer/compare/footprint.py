@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.compare.result import Check, Finding
 from optimizer.compare.stored import Pair, percent
+from optimizer.results import CandidateReport
 
 if TYPE_CHECKING:
     from optimizer.recipe.model import Gate
@@ -25,6 +26,14 @@ def compare_status(pair: Pair) -> list[Check]:
     if old == "failed" or (finding == "inconclusive" and not is_same_gpu):
         finding = "shown"
     return [Check(pair.name, "status", finding, old, new, f"it was {old} and is {new}{reason}")]
+
+
+def absent(old: CandidateReport) -> Check:
+    """A candidate that is gone is a regression, unless it had failed before: nothing usable was lost with it."""
+    said = "it is not in the candidate report"
+    if old.status == "failed":
+        return Check(old.name, "status", "shown", "failed", "missing", f"{said}; it had failed before")
+    return Check(old.name, "status", "fail", old.status, "missing", said)
 
 
 def compare_footprint(pair: Pair, gate: Gate | None) -> list[Check]:

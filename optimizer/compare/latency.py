@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Without a yardstick that both timed: sessions on one machine differ by more than their intervals say.
 RAW_TOLERANCE = 0.05
+# Where not even so much of a slowdown can be ruled out (1: twice as slow), the sessions tell nothing.
+WIDEST = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ def compare_latency(pair: Pair, gate: Gate | None) -> list[Check]:
         inverse = change.best.inverse()
         found = Speedup(value=inverse.value, ci95=inverse.interval())
         status, sentence = judge_speedup(found, least, asked)
+        if status == "inconclusive" and found.ci95[1] / found.ci95[0] > (1 + WIDEST) ** 2:
+            why = f"one end of the interval is more than {(1 + WIDEST) ** 2:g} x the other"
+            return status, f"whether the speedup reaches {least:g} is {_untold(change, why)}"
         return status, f"{sentence}; baseline report over candidate report, {change.against}"
 
     checks = [_check(pair, asked, speedup, is_judged=True, is_asked=True)]
@@ -125,11 +130,13 @@ def _found(pair: Pair, batch: str, judge: _Judge, is_asked: bool) -> tuple[Findi
     finding, sentence = judge(change)
     if pair.name == pair.after.report.baseline and not is_asked:
         return "shown", f"{sentence}; the baseline does not ship"
-    if pair.unchanged and finding != "pass" and not is_asked:
-        # What did not change cannot have become slower: this is how far two sessions differ.
+    if change.identical:
+        return finding, sentence
+    if pair.unchanged and not is_asked:
+        # What did not change cannot have become slower, disturbed or not: this is how far two sessions differ.
         return "shown", f"{sentence}; artifact and packages are those of before, so look at what surrounds them"
     marks = _marks(pair, batch)
-    if "disturbed" in marks and not change.identical:
+    if "disturbed" in marks:
         said = " and ".join(marks["disturbed"])
         hint = "that decides nothing: measure again, on a quiet machine or for longer"
         return "inconclusive", f"{sentence}; it was disturbed {said}; {hint}"
@@ -142,15 +149,26 @@ def _regression(change: Change) -> tuple[Finding, str]:
     """Slower is only what is slower by the clock and against the yardstick, each with its whole interval."""
     found, by_clock = change.judge()
     low, high = found.interval
+    beyond = max(high, 1 + found.tolerance) - 1
+    if found.kind not in ("slower", "faster") and beyond > WIDEST:
+        moved = change.yardstick and high <= 1 + WIDEST
+        still = f"{change.yardstick}, which did not change, is itself {change.drift:.3f} x the one before"
+        return "inconclusive", _untold(change, still if moved else "the interval reaches beyond twice as slow")
     interval = f"{percent(found.level)} interval {low:.3f} to {high:.3f}"
     said = f"p50 is {found.ratio:.3f} x the one before ({interval}, {change.against})"
+    if found.kind == "faster":
+        return "pass", f"{said}: faster beyond the tolerance of {percent(found.tolerance)}"
     if found.kind != "slower":
-        beyond = percent(max(high, 1 + found.tolerance) - 1)
-        return "pass", f"no slowdown beyond {beyond} found; {said}: {found.kind}"
+        return "pass", f"no slowdown beyond {percent(beyond)} found; {said}: {found.kind}"
     if by_clock.kind == "slower":
         return "fail", f"{said}: slower beyond the tolerance of {percent(found.tolerance)}"
     doubt = f"by the clock it is {change.raw.value:.3f} x, so it may be the yardstick that became faster"
     return "inconclusive", f"{said}, but {doubt}"
+
+
+def _untold(change: Change, why: str) -> str:
+    """Say that the sessions hold no answer, without the figures that they give: those would be read as one."""
+    return f"too disturbed to tell: {why}; by the clock p50 is {change.raw.value:.3f} x the one before"
 
 
 def _change(pair: Pair, batch: str) -> Change:

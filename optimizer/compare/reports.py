@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.compare.accuracy import compare_metrics
-from optimizer.compare.footprint import compare_footprint, compare_status
+from optimizer.compare.footprint import absent, compare_footprint, compare_status
 from optimizer.compare.latency import compare_latency
 from optimizer.compare.result import Check, Comparison, conclude
 from optimizer.compare.stored import Pair, Stored
@@ -30,8 +30,7 @@ def compare(
     for old in baseline.candidates:
         new = candidate.candidate(old.name)
         if new is None:
-            sentence = "it is not in the candidate report"
-            checks.append(Check(old.name, "status", "fail", old.status, "missing", sentence))
+            checks.append(absent(old))
             continue
         pair = Pair(before, after, old, new)
         checks += compare_status(pair)

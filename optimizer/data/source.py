@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.data.samples import Array, Sample, Samples
-from optimizer.errors import StageError
+from optimizer.errors import StageError, UsageError
 from optimizer.runtime.preprocessing import apply
 from optimizer.types import TensorSpec
 
@@ -47,8 +47,21 @@ class Transformed(Samples):
             )
         first = next(iter(self._inputs))
         if self._steps:
-            arrays[first] = apply(self._steps, arrays[first])
+            arrays[first] = self._preprocessed(arrays[first], raw)
         return Sample({n: self._fit(a, self._inputs[n], raw) for n, a in arrays.items()}, raw.target, raw.identity)
+
+    def _preprocessed(self, array: Array, raw: Sample) -> Array:
+        try:
+            return apply(self._steps, array)
+        except UsageError as error:
+            hint = error.hint
+            if error.what.startswith("normalize."):
+                hint = (
+                    "Channels are the last axis, [height, width, channels], and the first after to_chw.\n"
+                    "Normalize an array [channels, length] in the data's callable, or give one number for all."
+                )
+            where = f"data, sample {raw.identity}, {error.where}"
+            raise StageError(error.what, where=where, hint=hint) from error
 
     def _fit(self, array: Array, spec: TensorSpec, raw: Sample) -> Array:
         wanted = spec.shape[1:]

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.graph.index import attribute, outer_names, subgraphs
-from optimizer.graph.shapes import TensorType, infer
+from optimizer.graph.shapes import TensorType, infer, infer_computed
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 # Constants up to this many values may be shapes, axes or trip counts; larger ones are weights.
@@ -43,7 +43,8 @@ def infer_all(model: onnx.ModelProto) -> dict[str, TensorType]:
         del outlined.graph.node[:]
         outlined.graph.node.extend(nodes)
         outlined.graph.input.extend(_value(name, kind) for name, kind in found.items())
-        types |= {name: kind for name, kind in _infer(outlined, concrete=True).items() if _complete(kind)}
+        again = _infer(outlined, concrete=True)
+        types |= {n: kind for n, kind in again.items() if _complete(kind) and not _complete(types.get(n))}
     return types
 
 
@@ -114,7 +115,8 @@ def _enter(
     for value, kind in zip(graph.input, (*given, *(None for _ in graph.input)), strict=False):
         made.input.append(_value(value.name, kind) if kind and kind.elem_type else value)
     read = outer_names(graph)
-    small = {t.name: t for t in outer.graph.initializer if t.name in read and _readable(t)}
+    small = {n: value for n in sorted(read) if n in types and (value := types[n].value) is not None}
+    small |= {t.name: t for t in outer.graph.initializer if t.name in read and _readable(t)}
     made.initializer.extend(small.values())
     made.input.extend(_value(name, types[name]) for name in sorted(read - small.keys()) if _typed(types.get(name)))
     for value in graph.output:
@@ -141,14 +143,15 @@ def _executions(node: onnx.NodeProto, model: onnx.ModelProto, types: Types) -> i
         for n in model.graph.node
         if n.op_type == "Constant" and (value := attribute(n, "value")) is not None
     }
-    trips = tensors.get(node.input[0])
+    computed = types[node.input[0]].value if node.input[0] in types else None
+    trips = tensors.get(node.input[0], computed)
     count = int(numpy_helper.to_array(trips).item()) if trips is not None and _readable(trips) else _ENDLESS
     return count if count < _ENDLESS else None
 
 
 def _infer(model: onnx.ModelProto, *, concrete: bool) -> dict[str, TensorType]:
     try:
-        return infer(model, concrete=concrete)
+        return infer(model) if concrete else infer_computed(model)
     except onnx.shape_inference.InferenceError:
         return {t.name: TensorType(t.data_type, tuple(t.dims)) for t in model.graph.initializer}
 

@@ -11,11 +11,13 @@ from optimizer.graph.engine_receipt import NAMES, WIDTHS
 
 Document = Mapping[str, Any]
 
+_FLOATS = frozenset({"Half", "BFloat16", "Float"})  # types of arithmetic; 8-bit floats are stored, as integers are
+
 # The parts of an engine's summary that are compared here, and not one by one.
 PARTS = frozenset(
     {
         *("layers", "nodes", "graph_nodes", "precision", "precision_notes", "executed", "reformats"),
-        *("bytes", "seconds", "onnx_sha256", "compute_capability_receipts"),
+        *("bytes", "seconds", "onnx_sha256", "compute_capability_receipts", "graph", "graph_types"),
     }
 )
 
@@ -74,9 +76,16 @@ class _Side:
         return str(self.row(key).get("operator") or self._operators.get(self.names[key], ""))
 
     def precision(self, key: str) -> str:
-        """What a node computes in; of one that does not multiply, the types that its kernels write."""
+        """What a node computes in; of one that does not multiply, what its kernels tell."""
         kind = self.row(key).get("delivered") or self._executed.get(self.names[key])
-        return str(kind) if kind else "/".join(_types(self.nodes[key], "outputs")) or "-"
+        if kind:
+            return str(kind)
+        kernels = self.nodes[key]
+        stated = self.document.get("graph_types", {}).get(self.names[key])
+        # The network is strongly typed: which of the floats in a kernel is a node's own, its graph says.
+        if stated in {NAMES[kind] for kernel in kernels for side in _held(kernel) for kind in side & _FLOATS}:
+            return str(stated)
+        return "/".join(_computed(kernels)) or "-"
 
     def partners(self, key: str) -> set[str]:
         """The other nodes that share a kernel with this one."""
@@ -140,7 +149,21 @@ def _time(kernels: Iterable[Document]) -> float | None:
     return sum(known) if known and len(known) == len(times) else None
 
 
-def _types(kernels: Iterable[Document], side: str) -> list[str]:
-    found = {tensor["type"] for kernel in kernels for tensor in kernel[side]}
+def _held(kernel: Document) -> list[set[str]]:
+    """Return the types of what a kernel writes, of what it reads, and of its constants."""
+    return [{tensor["type"] for tensor in kernel.get(side, ())} for side in ("outputs", "inputs", "constants")]
+
+
+def _computed(kernels: Iterable[Document]) -> list[str]:
+    """Return the types in which kernels compute what is fused into them, narrow before wide.
+
+    A kernel that writes 8 bits may quantize at its end alone, and one that multiplies 8 bits adds and activates after
+    scaling its sums: where a kernel holds any float, its other work is done in that. It moves or compares 8 bits as
+    they are only where it holds nothing else, as a pooling of int8.
+    """
+    found: set[str] = set()
+    for kernel in kernels:
+        sides = _held(kernel)
+        found |= next((floats for side in sides if (floats := side & _FLOATS)), sides[0])
     known = sorted((kind for kind in found if kind in NAMES), key=WIDTHS.index)
     return [*(NAMES[kind] for kind in known), *sorted(kind.lower() for kind in found if kind not in NAMES)]

@@ -40,7 +40,8 @@ _UNREADABLE = (
 )
 _ENGINE_KEYS = {"package", "version", "inputs", "outputs"}
 _ALLOWED = (
-    "an .onnx file, engine.plan beside its engine.json, a calibration table (table.json), or an artifact's folder"
+    "an .onnx file, engine.plan beside its engine.json, a calibration table (table.json), its diagnosis.json, "
+    "or an artifact's folder"
 )
 
 
@@ -146,20 +147,22 @@ def _of_engine(receipt: Document, file: Path) -> Document:
     graph = next((p for p in _graphs(receipt, file) if p.is_file()), None)
     document = {
         "kind": "engine",
-        "path": str(file),
+        "path": str(plan if plan.is_file() else file),
         "bytes": plan.stat().st_size if plan.is_file() else None,
         **receipt,
         **_by_plan(receipt, plan, graph),
     }
     if graph is None:
-        return {**document, "nodes": [], "graph_nodes": {}}
+        return {**document, "graph": None, "nodes": [], "graph_nodes": {}, "graph_types": {}}
     model = onnx.load(graph, load_external_data=False)
     rows: tuple[LayerRow, ...] = _receipt(graph.parent) or graph_rows(model)
     nodes = [asdict(row) for row in as_executed(rows, document.get("executed", {}), "the engine")]
     operators = {node_key(node): _operator(node) for node in model.graph.node}
     usual = {axis: sizes["opt"] for axis, sizes in receipt.get("profile", {}).items()}
     layers = joined(document.get("layers", ()), model, usual)
-    return {**document, "layers": layers, "nodes": nodes, "graph_nodes": operators}
+    types = {entry["name"]: entry["precision"] for entry in _precisions(infer_types(model))}
+    found = {"layers": layers, "nodes": nodes, "graph_nodes": operators, "graph_types": types}
+    return {**document, "graph": str(graph), **found}
 
 
 def _by_plan(receipt: Document, plan: Path, graph: Path | None) -> Document:

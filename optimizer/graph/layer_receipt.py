@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from optimizer.graph.cost import Site, count
-from optimizer.graph.layers import SCHEMA, LayerRow
+from optimizer.graph.layers import AT_LEAST, SCHEMA, LayerRow
 from optimizer.graph.modules import module_of
 from optimizer.graph.receipt import HIDDEN, UNKNOWN, Receipt
 
@@ -43,7 +43,7 @@ def _row(site: Site, receipt: Receipt, requested: str, left: Mapping[str, str], 
             "the runtime hides it in a larger operator" if hidden else "the runtime has no kernel for it as it stands"
         )
     if site.reason:
-        reason = "; ".join(filter(None, (reason, f"no less than this many: {site.reason}")))
+        reason = "; ".join(filter(None, (reason, f"{AT_LEAST}: {site.reason}")))
     return LayerRow(site.key, module_of(site.node), site.node.op_type, site.macs, asked, delivered, reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from optimizer.graph.cost import Site, count
-from optimizer.graph.layers import LayerRow
+from optimizer.graph.layers import AT_LEAST, LayerRow
 from optimizer.graph.modules import module_of
 from optimizer.graph.receipt import UNKNOWN, graph_receipt
 
@@ -17,5 +17,5 @@ def graph_rows(model: onnx.ModelProto) -> tuple[LayerRow, ...]:
 
 
 def _as_written(site: Site, kind: str) -> LayerRow:
-    doubt = f"no less than this many: {site.reason}" if site.reason else ""
+    doubt = f"{AT_LEAST}: {site.reason}" if site.reason else ""
     return LayerRow(site.key, module_of(site.node), site.node.op_type, site.macs, kind, kind, doubt)

@@ -11,6 +11,8 @@ from optimizer.errors import StageError
 
 SCHEMA = 1
 FILE = "receipt.json"
+# Part of the reason of a row whose multiply-accumulates are a lower bound: the number alone reads like a size.
+AT_LEAST = "at least this much work, how much more cannot be counted"
 _FIELDS = {"node": str, "module": str, "operator": str, "macs": int, "requested": str, "delivered": str, "reason": str}
 _REBUILD = "Build it again: optimize build RECIPE"
 

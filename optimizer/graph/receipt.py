@@ -66,7 +66,7 @@ class Receipt:
     def shares(self) -> dict[str, float]:
         """The share of multiply-accumulates per precision; empty where nothing multiplies.
 
-        UNKNOWN is the least share of what cannot be counted, so that the others are the most they can be.
+        UNKNOWN is at least the share of what cannot be counted, so that the others are the most they can be.
         """
         total = sum(self.macs.values())
         sums: dict[str, int] = {}

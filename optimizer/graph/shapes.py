@@ -3,41 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
+from optimizer.graph.index import subgraphs
+from optimizer.graph.shape_values import READ_VALUES, fold, holds_values
+
 # What a dynamic axis that is not the first counts as: the length of a short text, the side of a small picture.
 REPRESENTATIVE_SIZE = 64
-# Initializers up to this many values may be shapes, axes or pads, which inference reads; larger ones are weights.
-_READ_VALUES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """Element type (onnx.TensorProto) and shape; None where inference could not tell."""
+    """Element type (onnx.TensorProto) and shape; None where inference could not tell.
+
+    `value` is that of a small constant, and of what the graph computes from constants and known shapes alone.
+    """
 
     elem_type: int
     shape: tuple[int | None, ...] | None
+    value: onnx.TensorProto | None = field(default=None, compare=False, repr=False)
 
 
 def infer(model: onnx.ModelProto, *, concrete: bool = True) -> dict[str, TensorType]:
     """Return what ONNX shape inference finds, by tensor name. Bodies of If, Loop and Scan are not entered.
 
-    Shapes: with `concrete`, a dynamic first axis of an input counts as 1 (the batch), another as REPRESENTATIVE_SIZE.
+    Shapes: with `concrete`, a dynamic first axis of an input counts as 1 (the batch), another as REPRESENTATIVE_SIZE,
+    and shapes that the graph computes from these are known; see `infer_computed`.
     Raises: onnx.shape_inference.InferenceError when the graph contradicts itself.
     """
     skeleton = _without_weights(model)
-    if concrete:
-        _fill_dynamic_axes(skeleton)
-    inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True).graph
-    types = {i.name: TensorType(i.data_type, tuple(i.dims)) for i in inferred.initializer}
+    if not concrete:
+        return _inferred(skeleton)
+    _fill_dynamic_axes(skeleton)
+    return _computing(skeleton)
+
+
+def infer_computed(model: onnx.ModelProto) -> dict[str, TensorType]:
+    """Return what `infer` finds where the shapes that the graph computes are computed; no axis is filled.
+
+    Raises: onnx.shape_inference.InferenceError when the graph contradicts itself.
+    """
+    return _computing(_without_weights(model))
+
+
+def _computing(skeleton: onnx.ModelProto) -> dict[str, TensorType]:
+    """Infer, evaluate what is made of known shapes alone, and infer again, until that tells nothing more.
+
+    Inference cannot divide, and gives up behind a Reshape to half a length.
+    """
+    types = _inferred(skeleton)
+    # A Loop reads how often it runs, which is a value where every shape is known.
+    entered = any(any(subgraphs(node)) for node in skeleton.graph.node)
+    while entered or not all(map(known, types.values())):
+        if not fold(skeleton, {name: kind.shape for name, kind in types.items()}):
+            break
+        types |= _inferred(skeleton)
+    return types
+
+
+def known(kind: TensorType | None) -> bool:
+    """Is every size of the tensor known?"""
+    return kind is not None and kind.shape is not None and None not in kind.shape
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, TensorType]:
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
+    overridable = {value.name for value in model.graph.input}
+    types: dict[str, TensorType] = {}
+    for tensor in inferred.initializer:
+        constant = tensor.name not in overridable and holds_values(tensor)
+        types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims), tensor if constant else None)
     for value in _values(inferred):
-        tensor = value.type.tensor_type
+        kind = value.type.tensor_type
         shape = None
-        if tensor.HasField("shape"):
-            shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        types.setdefault(value.name, TensorType(tensor.elem_type, shape))
+        if kind.HasField("shape"):
+            shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
+        types.setdefault(value.name, TensorType(kind.elem_type, shape))
     return types
 
 
@@ -55,7 +98,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         size = 1
         for dim in tensor.dims:
             size *= dim
-        if size <= _READ_VALUES and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if size <= READ_VALUES and tensor.data_location != onnx.TensorProto.EXTERNAL:
             graph.initializer.append(tensor)
         else:
             graph.initializer.add(name=tensor.name, data_type=tensor.data_type).dims.extend(tensor.dims)
@@ -68,12 +111,13 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _fill_dynamic_axes(model: onnx.ModelProto) -> None:
     weights = {i.name for i in model.graph.initializer}
     given = {value.name: value for value in model.graph.input}
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+    fed = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in weights]
+    # An axis has one size wherever it stands: a batch that is the second axis of another input is a batch there too.
+    batches = {dims[0].dim_param for dims in fed if dims} - {""}
+    for dims in fed:
+        for axis, dim in enumerate(dims):
             if not dim.HasField("dim_value"):
-                dim.dim_value = 1 if axis == 0 else REPRESENTATIVE_SIZE
+                dim.dim_value = 1 if axis == 0 or dim.dim_param in batches else REPRESENTATIVE_SIZE
     # Stated shapes of outputs are symbolic; left in place they would stand against the inferred ones.
     for value in model.graph.output:
         if value.name in given:  # an input that is an output as well: inference would take its shape from here

@@ -89,6 +89,8 @@ def assemble(outcome: Outcome) -> Report:
             *_doubts(baseline, outcome),
             *_notes(outcome.measured),
             *_complaints(surroundings),
+            *size_notes(recipe, latency.get("sizes", {})),
+            *output_notes(recipe, candidates),
             *doubts(judged),
         ),
         calibration=summaries(outcome.calibrated),
@@ -120,6 +122,25 @@ def _complaints(surroundings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"latency at batch {batch}: {said}" for batch, facts in surroundings.items() for said in facts["complaints"]
     ]
+
+
+def size_notes(recipe: Recipe, sizes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Say at which sizes of the axes besides the batch latency was timed: others of the profile take other times."""
+    said = []
+    for axis, found in sizes.items():
+        covered = recipe.profile.get(axis)
+        span = f" (the profile covers {covered.min} to {covered.max})" if covered is not None else ""
+        said.append(f"{axis} {', '.join(map(str, found))}{span}")
+    return [f"latency was timed at {'; '.join(said)}; other sizes take other times"] if said else []
+
+
+def output_notes(recipe: Recipe, candidates: Sequence[CandidateReport]) -> list[str]:
+    """Say of a model of several outputs which of them the metrics read: the SQNR shown is that of the worst."""
+    outputs = list(dict.fromkeys(name for c in candidates for name in c.numerics))
+    if len(outputs) < 2 or not recipe.metrics:
+        return []
+    read = ", ".join(f"{name} reads '{o.output or recipe.model.outputs[0]}'" for name, o in recipe.metrics.items())
+    return [f"SQNR in the overview is of the worst of {len(outputs)} outputs ({', '.join(outputs)}); {read}"]
 
 
 def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any]) -> CandidateReport:

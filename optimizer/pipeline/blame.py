@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.errors import OptimizerError, StageError
 from optimizer.measure.agreement import DisagreementError, unlike
-from optimizer.pipeline.reproduce import Case, Way, write_script
+from optimizer.pipeline.reproduce import Case, Way, command_line, write_script
 from optimizer.types import Artifact
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def explained(error: DisagreementError, chain: Sequence[Link], folder: Path) -> 
         (folder / "search.txt").write_text(traceback.format_exc(), encoding="utf-8")
     lines = [*([error.hint] if error.hint else []), *told]
     if script is not None:
-        lines.append(f"reproduce: python {script}")
+        lines.append(f"reproduce: {command_line(script)}")
     return StageError(error.what, where=error.where, hint="\n".join(lines))
 
 

@@ -48,6 +48,7 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
         else:
             measured.accuracy[subject.name] = entry
     if not missing:
+        bench.progress.step("accuracy", "reused", None, None)
         return
     _check_labels(subjects, bench)
     started = time.perf_counter()
@@ -93,10 +94,11 @@ def _evaluate(
         proof = Proof(bench, base, baseline, stack)
         proven = proof.of(base, baseline) if base.graph is not None and base in missing else ()
         about[base.name] = {"runtime": sentence, "proof": list(proven)}
-        others = {}
+        others: dict[str, Any] = {}
         for subject in missing:
             if subject.name == base.name:
                 continue
+            bench.progress.advance(f"accuracy: proof of {subject.name}", len(others), len(missing))
             try:
                 opened, sentence = _open(subject, threads, stack, proof)
                 about[subject.name] = {"runtime": sentence, "proof": list(proof.of(subject, opened))}

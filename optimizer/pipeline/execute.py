@@ -95,7 +95,7 @@ def _attempt(step: Step, shop: Workshop, done: Executed) -> None:
     except OptimizerError as error:
         done.failures[step.id] = error
         done.reports.append(_report(step, None, None, False, (error.render(),)))
-        shop.progress.step(step.id, "failed", None, None)  # the error itself is told once, at the end
+        shop.progress.step(step.id, "failed", None, None, error.render())  # its first line; all of it at the end
 
 
 def _step(step: Step, shop: Workshop, done: Executed) -> None:

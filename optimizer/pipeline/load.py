@@ -28,6 +28,7 @@ LOGS = "loadgen"  # the folder of LoadGen's logs
 TRACES = "traces"  # in a run, of one inference each
 TRACE = "trace.json"  # the events of one inference
 _MOST_SAMPLES = 256  # that LoadGen asks for
+_CALLED = {"scenario": "loadgen"}  # what a person reads of a part, where it is not the part's own name
 
 
 def check_load_tools(recipe: Recipe) -> None:
@@ -51,8 +52,6 @@ def measure_load(subjects: Sequence[Subject], bench: Bench, measured: Measured) 
     for subject in subjects:
         known: dict[str, Entry] = {}
         load = _Load(subject, bench)
-        started = time.perf_counter()
-        new = 0
         for done, (part, settings) in enumerate(asked.items()):
             document = {
                 "measurement": "load",
@@ -63,19 +62,21 @@ def measure_load(subjects: Sequence[Subject], bench: Bench, measured: Measured) 
             }
             key = sha256_json(document)
             entry = None if bench.remeasure else bench.store.use(key)
+            name, outcome, started = f"{subject.name}/{_CALLED.get(part, part)}", "reused", time.perf_counter()
             if entry is None:
-                bench.progress.advance(f"load {subject.name}: {part}", done, len(asked))
-                new += 1
+                bench.progress.advance(name, done, len(asked))
+                outcome = "measured"
                 try:
                     entry = load.measure(part, key, document)
                 except OptimizerError as error:
                     measured.errors.append(error)
+                    bench.progress.step(name, "failed", None, None, error.render())
                     continue
             known[part] = entry
+            seconds = time.perf_counter() - started if outcome == "measured" else None
+            bench.progress.step(name, outcome, seconds, key)
         if known:
             measured.load[subject.name] = known
-        if new:
-            bench.progress.step(f"load {subject.name}", "measured", time.perf_counter() - started, None)
 
 
 def _asked(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -87,7 +88,7 @@ def _asked(recipe: Recipe) -> dict[str, dict[str, Any]]:
         asked |= {"memory": batch, "energy": batch | seconds}
     if settings.scenario is not None:
         scenario = _scenario(recipe)
-        asked["scenario"] = dataclasses.asdict(scenario) | {"tool": installed(["mlcommons-loadgen"])}
+        asked["scenario"] = dataclasses.asdict(scenario) | {"tool": installed(["mlcommons-loadgen"]), "watched": True}
     if settings.sweep is not None:
         asked["sweep"] = settings.sweep.model_dump(mode="json") | {"batches": list(_swept(recipe))} | seconds
     if settings.concurrency:
@@ -124,6 +125,7 @@ class _Load:
         self._settings = bench.recipe.measure
         self._inputs = subject.artifact.inputs
         self._threads = self._settings.threads
+        self._processors: tuple[int, ...] = ()  # that the part which is measured is pinned to
 
     def measure(self, part: str, key: str, document: dict[str, Any]) -> Entry:
         """Measure one part and store it, with the files that it leaves.
@@ -143,7 +145,7 @@ class _Load:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="optimizer-") as folder:
             place = Path(folder)
-            with pinned(self._threads):
+            with pinned(self._threads) as self._processors:
                 found = {part: measures[part](place)}
             seconds = time.perf_counter() - started
             return store(self._bench, key, document, _keep(found, place), seconds)
@@ -173,12 +175,15 @@ class _Load:
         return {"batch": batch, **found.to_json()}
 
     def _scenario(self, place: Path) -> Any:
+        from optimizer.measure.bystanders import watched
         from optimizer.measure.loadgen import run_scenario
 
         samples = self._bench.splits.evaluation
         feeds = [self._feed(1, i) for i in range(min(_MOST_SAMPLES, len(samples)))]
         runner, name = self._subject.runner(self._threads), self._subject.name
-        return run_scenario(runner, feeds, _scenario(self._bench.recipe), place / LOGS, name=name).to_json()
+        with watched(self._processors) as others:
+            result = run_scenario(runner, feeds, _scenario(self._bench.recipe), place / LOGS, name=name)
+        return result.to_json() | {"disturbed": list(others.said)}
 
     def _sweep(self, _: Path) -> Any:
         from optimizer.measure.sweep import sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimizer.digest import sha256_json
@@ -16,10 +16,12 @@ from optimizer.pipeline.feeds import feed
 from optimizer.pipeline.load import measure_load
 
 if TYPE_CHECKING:
+    from optimizer.data.samples import Array
     from optimizer.measure.series import LatencySession
     from optimizer.pipeline.subject import Subject
     from optimizer.runner import Runner
     from optimizer.runtime.session import Feed
+    from optimizer.types import TensorSpec
 
 
 def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
@@ -59,22 +61,43 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
     entry = None if bench.remeasure else bench.store.use(key)
     if entry is not None:
         measured.latency = entry
+        bench.progress.step("latency", "reused", None, key)
         return
     started = time.perf_counter()
-    session, affinity, executions = _time(subjects, bench)
+    feeds = _feeds(subjects[0], bench)
+    session, affinity, executions = _time(subjects, bench, feeds)
     seconds = time.perf_counter() - started
     about = {
         "affinity": list(affinity),
         "candidates": session.to_json(),
         "surroundings": {str(batch): facts for batch, facts in session.surroundings.items()},
         "executions": executions,
+        "sizes": timed_sizes(subjects[0].artifact.inputs, feeds.values(), bench.recipe.batch_axis),
     }
     measured.latency = store(bench, key, document, writer(about, {LATENCY: session.arrays()}), seconds)
     bench.progress.step("latency", "measured", seconds, None)
 
 
+def _feeds(subject: Subject, bench: Bench) -> dict[int, dict[str, Array]]:
+    samples, inputs = bench.splits.evaluation, subject.artifact.inputs
+    return {batch: feed(samples, inputs, batch) for batch in bench.recipe.measure.batches}
+
+
+def timed_sizes(
+    inputs: Sequence[TensorSpec], feeds: Iterable[Mapping[str, Array]], batch_axis: str | None
+) -> dict[str, list[int]]:
+    """Return the sizes that the axes besides the batch have in these feeds, smallest first."""
+    found: dict[str, set[int]] = {}
+    for one in feeds:
+        for spec in inputs:
+            for axis, size in zip(spec.shape[1:], one[spec.name].shape[1:], strict=True):
+                if isinstance(axis, str) and axis != batch_axis:
+                    found.setdefault(axis, set()).add(int(size))
+    return {axis: sorted(sizes) for axis, sizes in found.items()}
+
+
 def _time(
-    subjects: Sequence[Subject], bench: Bench
+    subjects: Sequence[Subject], bench: Bench, feeds: Mapping[int, dict[str, Array]]
 ) -> tuple[LatencySession, tuple[int, ...], dict[str, dict[str, Any]]]:
     """Time all subjects; the last part is what their sessions say of how they executed."""
     from optimizer.measure.affinity import pinned
@@ -82,9 +105,6 @@ def _time(
     from optimizer.measure.surroundings import Watch
 
     settings = bench.recipe.measure
-    samples = bench.splits.evaluation
-    inputs = subjects[0].artifact.inputs
-    feeds = {batch: feed(samples, inputs, batch) for batch in settings.batches}
     executions: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.measure.statistics import unsupported
 from optimizer.pipeline.bench import read_document
+from optimizer.pipeline.crosscheck import scenario_notes
 from optimizer.pipeline.run import graph_folder
 from optimizer.results import CandidateReport, Latency, Speedup
 from optimizer.types import MAIN_FILE
@@ -59,7 +60,7 @@ def doubts(candidates: Sequence[CandidateReport]) -> list[str]:
             if thin:
                 found.append(f"{candidate.name}, {load['workers']} at once: {thin}")
         found += [f"{candidate.name} at batch {said}" for said in _disagreements(candidate)]
-    return found
+    return found + scenario_notes(candidates, AGREEMENT)
 
 
 def _disagreements(candidate: CandidateReport) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +161,19 @@ def write_script(folder: Path, title: str, cases: Mapping[str, Case], way: Way, 
     )
     (folder / SCRIPT).write_text(text, encoding="utf-8")
     return folder / SCRIPT
+
+
+def command_line(script: Path) -> str:
+    """Return what to type to run the script: by the Python of this process, which has what the script needs.
+
+    `python` where that is the one found first, a path relative to the current directory where it lies below it.
+    """
+    found = shutil.which("python")
+    if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
+        return shlex.join(["python", str(script)])
+    here, interpreter = Path.cwd(), Path(sys.executable).absolute()
+    below = interpreter.is_relative_to(here)
+    return shlex.join([str(interpreter.relative_to(here) if below else interpreter), str(script)])
 
 
 _BY_ITSELF = ("onnxruntime", "openvino")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 from optimizer.recipe.engine_checks import check_engines
 from optimizer.recipe.load_checks import check_load
@@ -23,6 +25,7 @@ def check(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         _source(draft.data, problems)
         _splits(draft.data, problems)
         _transform(draft.data, problems)
+        _normalized(draft, draft.data, problems)
     _variants(draft, words, problems)
     _targets(draft, words, problems)
     check_engines(draft, words, problems)
@@ -100,6 +103,28 @@ def _transform(data: Data, problems: Problems) -> None:
         chw = chw or step.to_chw is not None
 
 
+def _normalized(draft: Draft, data: Data, problems: Problems) -> None:
+    """Note a normalize per channel whose numbers cannot be as many as the first input's channels."""
+    first, spec = next(iter(draft.inputs.items()), ("", None))
+    steps = data.transform
+    pictures = any(step.to_chw is not None for step in steps)
+    axis = 1 if pictures else len(spec.shape) - 1 if spec is not None else 0
+    if spec is None or not 1 <= axis < len(spec.shape):
+        return
+    size = spec.shape[axis]
+    covered = draft.profile.get(size) if isinstance(size, str) else None
+    least, most = (size, size) if isinstance(size, int) else (covered.min, covered.max) if covered else (1, math.inf)
+    for index, step in enumerate(steps):
+        later = any(after.channels is not None for after in steps[index:])
+        count = len(step.normalize.mean) if step.normalize is not None else 1
+        if count > 1 and not later and not least <= count <= most:
+            where = "first axis after to_chw" if pictures else "last axis"
+            sizes = f"{least}" if least == most else f"{least} to {most}"
+            text = f"{count} numbers, and the channels, the {where} of input '{first}', are {sizes}"
+            out = "" if pictures else ": normalize [channels, length] in the data's callable instead"
+            problems.cross(("data", "transform", index, "normalize"), text + out, ("inputs", first), ("profile",))
+
+
 def _layout(layout: str | None, problems: Problems) -> None:
     path: KeyPath = ("data", "layout")
     if layout is None:
@@ -172,9 +197,10 @@ def _profile(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         if axis not in axes:
             near = nearest(axis, [a for a in axes if a not in draft.profile])
             meant.add(near.name)
-            problems.cross(
-                ("profile", axis), f"no input has this axis{near.asked} {listed(axes)}", ("inputs",), at_key=True
-            )
+            written = draft.raw.get("inputs")
+            shapes: list[KeyPath] = [("inputs", n, "shape") for n in (written if isinstance(written, dict) else ())]
+            text = f"no input has this axis{near.asked} {listed(axes)}"
+            problems.cross(("profile", axis), text, *(shapes or [("inputs",)]), at_key=True)
     engines = [name for name in draft.targets if words.builds_engine(name)]
     bare = [axis for axis in axes if axis not in draft.profile and axis not in meant]
     if engines and bare:
@@ -183,13 +209,20 @@ def _profile(draft: Draft, words: Vocabulary, problems: Problems) -> None:
 
 
 def _axes(draft: Draft) -> dict[str, str]:
-    """Return each dynamic axis with the first input that has it."""
+    """Return each dynamic axis with the first input that has it, be something else wrong with that input or not."""
     axes: dict[str, str] = {}
-    for name, spec in draft.inputs.items():
-        for axis in spec.shape:
+    for name, spec in _raw_inputs(draft).items():
+        for axis in spec["shape"]:
             if isinstance(axis, str) and _AXIS.fullmatch(axis):
                 axes.setdefault(axis, name)
     return axes
+
+
+def _raw_inputs(draft: Draft) -> dict[str, Mapping[str, Any]]:
+    """Return the inputs as written that have a shape."""
+    raw = draft.raw.get("inputs")
+    written = raw.items() if isinstance(raw, dict) else ()
+    return {n: spec for n, spec in written if isinstance(spec, dict) and isinstance(spec.get("shape"), list)}
 
 
 def _named(bare: Sequence[str], axes: Mapping[str, str]) -> str:

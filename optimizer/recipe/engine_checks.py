@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from optimizer.graph.builder_options import CURRENT, option_problems
 from optimizer.recipe.sections import Draft
 from optimizer.recipe.vocabulary import Vocabulary
@@ -30,8 +32,8 @@ def _capabilities(draft: Draft, words: Vocabulary, problems: Problems, name: str
     if needed is None or not words.lists_capabilities(target):
         return
     listed = draft.targets[target].options.get("compute_capabilities", ())
-    early = [capability for capability in listed if capability != CURRENT and float(capability) < float(needed)]
-    others = ", ".join(other for other in draft.targets if other != target)
+    early = _too_early(listed, needed)
+    others = ", ".join(other for other in _that_take_it(draft, words, name) if other != target)
     elsewhere = f", or write variants.{name}.targets: [{others}]" if others else ""
     named = name if name == precision else f"{name} ({precision})"
     path: KeyPath = ("targets", target, "compute_capabilities")
@@ -47,3 +49,20 @@ def _capabilities(draft: Draft, words: Vocabulary, problems: Problems, name: str
             f"add compute_capabilities: ['{needed}']{elsewhere}"
         )
         problems.cross(path[:2], text, ("variants", name), at_key=True)
+
+
+def _too_early(listed: Iterable[str], needed: str) -> list[str]:
+    return [capability for capability in listed if capability != CURRENT and float(capability) < float(needed)]
+
+
+def _that_take_it(draft: Draft, words: Vocabulary, name: str) -> Iterator[str]:
+    """Yield those of a variant's own targets that execute its precision, on every GPU that they list."""
+    variant = draft.variants[name]
+    needed = words.needs_capability(variant.precision)
+    for target in variant.targets:
+        if target not in draft.targets or not words.takes(target, variant.precision):
+            continue
+        listed = draft.targets[target].options.get("compute_capabilities", ())
+        ahead = needed is not None and words.lists_capabilities(target)
+        if not ahead or (needed is not None and not _too_early(listed or (str(_EVERY_ENGINE),), needed)):
+            yield target

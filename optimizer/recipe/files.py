@@ -42,7 +42,8 @@ def _model(model: ModelSource, folder: Path, words: Vocabulary, problems: Proble
         text = unknown("kind of checkpoint", path.suffix or path.name, tuple(words.checkpoints))
         problems.cross(here, f"{shown(path.name)}: {text}")
     elif kind == "state_dict" and not (folder / path).exists() and (folder / path).with_name("train.py").is_file():
-        problems.cross(here, f"{_absent(folder / path, model.checkpoint)}: run train.py beside it first?")
+        absent = _absent(folder / path, model.checkpoint)
+        problems.cross(here, f"{absent}{' Or' if absent.endswith('?') else ';'} run train.py beside it first?")
     else:
         _file(folder, model.checkpoint, here, problems)
     if kind == "state_dict" and model.factory is None:

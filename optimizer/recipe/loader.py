@@ -11,9 +11,10 @@ from optimizer.errors import RecipeError
 from optimizer.recipe import checks, files, sections
 from optimizer.recipe.document import Document, parse
 from optimizer.recipe.model import Data, Gate, Recipe
+from optimizer.recipe.processors import check_threads
 from optimizer.recipe.validate import mapping
 from optimizer.recipe.vocabulary import Vocabulary
-from optimizer.recipe.wording import Problems, nearest
+from optimizer.recipe.wording import Problems, no_such_file
 
 
 def load_recipe(
@@ -23,12 +24,15 @@ def load_recipe(
     *,
     model_files: bool = True,
     origin: Path | None = None,
+    to_measure: bool = True,
 ) -> Recipe:
     """Read and check a recipe. `settings` fill `${NAME}`, before the environment's `OPTIMIZE_NAME` does.
 
     The copy of a recipe inside a run has its model among the run's artifacts (`model_files=False`), and data
-    that did not travel with it is looked for where the recipe came from (`origin`).
-    Raises: RecipeError with every problem, root cause first, each with line and column.
+    that did not travel with it is looked for where the recipe came from (`origin`). One that is only read
+    (`to_measure=False`) may ask for more threads than this machine has.
+    Raises: RecipeError with every problem, root cause first, each with line and column; MissingToolError for a sound
+    recipe whose threads this process may not use.
     """
     words = vocabulary or Vocabulary.of_this_package()
     text, problems = _read(path)
@@ -46,7 +50,10 @@ def load_recipe(
         mapping(document.data, (), problems)  # says that it must be one
     _raise(problems)
     facts: dict[str, Any] = {"path": path.absolute(), "folder": folder, "text": text}
-    return Recipe(**found, **facts, settings=document.settings if document else {})
+    recipe = Recipe(**found, **facts, settings=document.settings if document else {})
+    if to_measure:
+        check_threads(recipe.measure.threads)
+    return recipe
 
 
 def _travelled(data: Data, folder: Path) -> bool:
@@ -72,8 +79,7 @@ def _read(path: Path) -> tuple[bytes, Problems]:
     try:
         return path.read_bytes(), Problems(str(path))
     except FileNotFoundError as error:
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
-        raise RecipeError(f"no such file{near.asked}", where=str(path)) from error
+        raise no_such_file(path) from error
     except IsADirectoryError as error:
         inside = path / "recipe.yaml"
         meant = f", did you mean '{inside}'?" if inside.is_file() else ""
@@ -87,7 +93,7 @@ def _parse(text: bytes, settings: Mapping[str, str], problems: Problems) -> Docu
     try:
         decoded = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problems.add_plain(f"is not UTF-8 text (byte {error.start})")
+        problems.add_plain(f"is no recipe, which is YAML in UTF-8: byte {error.start} of it is no text")
         return None
     document = parse(decoded, settings, os.environ, problems)
     return document if () in document.values else None

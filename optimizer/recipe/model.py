@@ -69,7 +69,7 @@ class ShapeRange(Section):
 
 
 class Normalize(Section):
-    """Subtract `mean`, divide by `std`, per channel (the last axis before `to_chw`)."""
+    """Subtract `mean`, divide by `std`: one number, or one a channel: the last axis, after `to_chw` the first."""
 
     mean: tuple[float, ...]
     std: tuple[PositiveFloat, ...]
@@ -98,11 +98,19 @@ class TransformStep(Section):
         return self
 
 
+def _several(count: int) -> int:
+    if count < 2:
+        raise ValueError(
+            f"needs at least 2, got {count}: one sample says nothing of others' ranges; 128 to 512 are usual"
+        )
+    return count
+
+
 class CalibrationData(Section):
     """Which samples calibrate."""
 
     split: str = Field(description="the name of a split, as the source knows it")
-    samples: PositiveInt = 512
+    samples: Annotated[PositiveInt, AfterValidator(_several)] = Field(512, json_schema_extra={"minimum": 2})
     seed: int = 0
     synthetic: bool = Field(False, description="they are random numbers, and meant to be: the model sees noise in use")
 

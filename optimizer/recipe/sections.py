@@ -212,13 +212,24 @@ def read_gate(data: Any, path: KeyPath, draft: Draft | None, problems: Problems)
         elif key == "speedup":
             speedup = validate(SpeedupLimit, value, here, problems)
         elif reason := _no_metric(key, draft):
-            problems.add(Problem(here, reason, CROSS if draft else SHAPE, True, (("metrics",),)))
+            needs = (("metrics",),) if draft is not None and _follows(key, draft) else ()
+            problems.add(Problem(here, reason, CROSS if draft else SHAPE, True, needs))
         else:
             limit = validate(MetricLimit, value, here, problems)
             metrics.update({key: limit} if limit else {})
     if isinstance(data, dict) and not set(data) - {"batch"}:
         problems.add(Problem(path, "limits nothing: give a metric's max_drop or speedup: {min: 1.1}", SHAPE))
     return Gate(batch=batch, speedup=speedup, metrics=metrics)
+
+
+def _follows(key: str, draft: Draft) -> bool:
+    """Tell whether a gate on an unknown metric only follows from what is wrong under `metrics`: its name is there."""
+    listed = draft.raw.get("metrics")
+    if not isinstance(listed, list):
+        return True
+    names = [str(name) for item in listed for name in (item if isinstance(item, dict) else [item])]
+    wrong = [name for name in names if name not in draft.metrics]
+    return nearest(key, wrong).name is not None
 
 
 def _no_metric(key: str, draft: Draft | None) -> str | None:

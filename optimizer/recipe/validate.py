@@ -14,6 +14,7 @@ from optimizer.recipe.wording import MISSING, SHAPE, KeyPath, Problem, Problems,
 
 T = TypeVar("T")
 _SHA256 = "^[0-9a-f]{64}$"
+_RANGES = "profile.<axis>"
 
 
 def validate(kind: type[T], data: Any, path: KeyPath, problems: Problems, known: Sequence[str] = ()) -> T | None:
@@ -104,6 +105,8 @@ def _unknown_key(parent: KeyPath, key: str, known: Sequence[str], absent: Sequen
             (*parent, key), f"unknown key{meant.asked} {listed(known)}", SHAPE, True, (), (*parent, meant.name)
         )
     homes = [home for home in _homes().get(key, ()) if home != ".".join(map(str, parent))]
+    if parent[:1] not in (("inputs",), ("profile",)):  # elsewhere `min` and `max` are of something else
+        homes = [home for home in homes if home != _RANGES]
     home = f", it stands in {' or '.join(homes[:2])}" if homes else ""
     return Problem((*parent, key), f"unknown key{home} {listed(known)}", SHAPE, at_key=True)
 
@@ -242,7 +245,7 @@ def _homes() -> dict[str, list[str]]:
         "data.evaluation": model.EvaluationData,
         "data.transform": model.TransformStep,
         "measure": model.Measure,
-        "profile.<axis>": model.ShapeRange,
+        _RANGES: model.ShapeRange,
     }
     for name in model.Recipe.top_level():
         homes.setdefault(name, []).append("the top level")

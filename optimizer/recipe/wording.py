@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
+
+from optimizer.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 
 # Ranks: a problem of a lower rank explains those of a higher rank that touch the same keys.
 SYNTAX, SHAPE, MISSING, CROSS = range(4)
-MAX_LINES = 15
 _MAX_KNOWN = 16
 _NEAR = 0.6  # ratio of equal characters from which two names are taken for one with a typing error
 
@@ -76,7 +78,7 @@ class Problems:
         return bool(self.found or self.plain)
 
     def lines(self) -> list[str]:
-        """Return one line a problem, root cause first, at most `MAX_LINES`."""
+        """Return one line a problem, root cause first, and every one of them."""
         placed = [(p.rank, self._place(p), p) for p in self.found if not self._is_follow_on(p)]
         placed.sort(key=lambda item: item[:2])
         lines = [f"{self.name}: {text}" for text in self.plain]
@@ -84,11 +86,7 @@ class Problems:
             where = f"{self.name}:{place.line}:{place.column}:"
             key = f" {dotted(problem.path)}:" if problem.path else ""
             lines.append(f"{where}{key} {problem.text}")
-        lines = list(dict.fromkeys(lines))
-        if len(lines) > MAX_LINES:
-            more = len(lines) - MAX_LINES + 1
-            lines = [*lines[: MAX_LINES - 1], f"and {more} more"]
-        return lines
+        return list(dict.fromkeys(lines))
 
     def _place(self, problem: Problem) -> Place:
         if problem.place is not None or self.document is None:
@@ -141,6 +139,12 @@ def nearest(given: str, known: Sequence[str]) -> Nearest:
     ratios = {name: difflib.SequenceMatcher(None, _plain(name), _plain(given)).ratio() for name in known}
     best = max(ratios, key=lambda name: ratios[name], default=None)  # the first of equals
     return Nearest(best if best is not None and ratios[best] >= _NEAR else None)
+
+
+def no_such_file(path: Path) -> RecipeError:
+    """Return the error for a recipe that is not there, with the YAML file beside it that is named most like it."""
+    near = nearest(path.name, sorted(p.name for p in path.parent.glob("*.y*ml")))
+    return RecipeError(f"no such file{near.asked}", where=str(path))
 
 
 def _plain(name: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 MINUS = "\u2212"
 DASH = "\u2013"
 TIMES = "\u00d7"
+UNTOLD = "cannot be told"
+_WIDEST = 100.0  # of a factor's interval, high over low
 
 Form = Callable[[float], str]
 
@@ -95,10 +97,17 @@ def p_value(value: float) -> str:
 
 
 def interval(bounds: tuple[float, float], form: Form) -> str:
-    """Return `low to high`; a unit that both share stands once, behind."""
+    """Return `low to high`; a unit that both share stands once, behind. Of a factor that may be any, only that."""
+    if form is ratio and untold(bounds):
+        return UNTOLD
     low, high = form(bounds[0]), form(bounds[1])
     value, space, unit = low.rpartition(" ")
     return f"{value} to {high}" if space and high.endswith(f" {unit}") else f"{low} to {high}"
+
+
+def untold(bounds: tuple[float, float]) -> bool:
+    """Whether the interval of a factor is so wide that it tells nothing: a hundredfold, or down to nothing."""
+    return bounds[0] <= 0 or bounds[1] / bounds[0] > _WIDEST
 
 
 def is_share(metric: str) -> bool:
@@ -123,7 +132,8 @@ def metric_delta(metric: str) -> Form:
 def shares(delivered: Mapping[str, float]) -> tuple[tuple[str, str, float], ...]:
     """Return (precision, percent, fraction), largest first."""
     ordered = sorted(delivered.items(), key=lambda item: (-item[1], item[0]))
-    return tuple((name, part(fraction), fraction) for name, fraction in ordered if fraction > 0)
+    told = ((name, f"at least {part(share)}" if name == "unknown" else part(share), share) for name, share in ordered)
+    return tuple(row for row in told if row[2] > 0)
 
 
 def moment(created: str) -> str:

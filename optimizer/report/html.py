@@ -141,7 +141,7 @@ def _caption(report: Report, drawn: plot.Plot) -> str:
     said = [
         "Square: baseline. Filled circle: measured. Ringed: recommended.",
         "Hollow circle: built, accuracy computed on the CPU from the same graph." if drawn.has_margin else "",
-        "Bars: 95 % intervals; of latency, the interval of the speedup.",
+        "Bars: 95 % intervals; of latency, the interval of the speedup, where it can be told.",
         "Dashed line: Pareto front." if report.pareto else "",
         "Dotted lines: limits of the gate." if drawn.has_gate else "",
         "Numbers: rows of the table above." if drawn.is_numbered else "",

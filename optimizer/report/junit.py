@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree as ET
 
 from optimizer.report.limits import held
+from optimizer.report.title import fallen
 from optimizer.report.view import headline
 from optimizer.results import CandidateReport, Report, Verdict
 
@@ -26,7 +27,11 @@ def render_junit(report: Report) -> str:
     about = (("recipe.sha256", report.recipe.sha256), ("baseline", report.baseline), ("command", report.command))
     for name, value in about:
         ET.SubElement(properties, "property", {"name": name, "value": _clean(value)})
-    _verdict_case(_case(suite, report, "report", "verdict"), report.verdict, headline(report).title)
+    case = _case(suite, report, "report", "verdict")
+    if nothing := fallen(report):
+        _problem(case, "error", "failed", "\n".join([nothing, *report.verdict.reasons]))
+    else:
+        _verdict_case(case, report.verdict, headline(report).title)
     for candidate in report.candidates:
         _candidate_cases(suite, report, candidate)
     _count(suite)

@@ -38,19 +38,26 @@ def scenario_table(report: Report) -> Table:
     titles = ("LoadGen says", "Numbers")
     columns = (Column("Scenario", "text"), *(Column(title, "text wide") for title in titles))
     note = "MLPerf LoadGen over the runner, from numpy to numpy; its logs lie under loadgen/ in the run's folder."
-    deviations = {c.name: _deviations(c.scenario) for c in report.candidates if c.scenario is not None}
-    return replace(_table(report, "MLPerf LoadGen", note, columns, _scenario), below=said_once(deviations))
+    ran = {c.name: c.scenario for c in report.candidates if c.scenario is not None}
+    below = said_once({name: _deviations(found) for name, found in ran.items()})
+    below += said_once({name: _surroundings(found) for name, found in ran.items()})
+    return replace(_table(report, "MLPerf LoadGen", note, columns, _scenario), below=below)
 
 
 def _deviations(found: Mapping[str, Any]) -> list[str]:
     return [f"No MLPerf result: {'; '.join(found['deviations'])}."] if found["deviations"] else []
 
 
+def _surroundings(found: Mapping[str, Any]) -> list[str]:
+    return [f"Disturbed: {said}." for said in found.get("disturbed", ())]
+
+
 def _scenario(c: CandidateReport) -> list[Cells]:
     if c.scenario is None:
         return []
     found = c.scenario
-    verdict = "; ".join(("VALID" if found["valid"] else "INVALID", *found["reasons"]))
+    disturbed = ("disturbed",) if found.get("disturbed") else ()
+    verdict = "; ".join(("VALID" if found["valid"] else "INVALID", *disturbed, *found["reasons"]))
     known = {name: value for name, value in found["metrics"].items() if value is not None}
     numbers = ", ".join(f"{name} {fmt.significant(value)}" for name, value in known.items())
     return [(found["settings"]["scenario"], verdict, numbers)]

@@ -119,9 +119,9 @@ def _points(report: Report, metric: str, batch: str) -> list[Point]:
 
 
 def _latency_interval(c: CandidateReport, batch: str, baseline_p50: float | None) -> tuple[float, float] | None:
-    """Return the latencies that the interval of the speedup stands for, at the baseline's p50."""
+    """Return the latencies that the interval of the speedup stands for, at the baseline's p50; None: cannot be told."""
     speedup = (c.speedup or {}).get(batch)
-    if speedup is None or baseline_p50 is None or speedup.ci95[0] <= 0:
+    if speedup is None or baseline_p50 is None or fmt.untold(speedup.ci95):
         return None
     return baseline_p50 / speedup.ci95[1], baseline_p50 / speedup.ci95[0]
 

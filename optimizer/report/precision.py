@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from optimizer.graph.layers import AT_LEAST
 from optimizer.report import format as fmt
 from optimizer.report.tables import Cells, Column, Table
 from optimizer.results import Calibration, CandidateReport, LayerPrecision, Report, TensorCalibration
@@ -91,6 +92,8 @@ def _beside_the_runtime(c: CandidateReport, count: int) -> tuple[str, ...]:
 
 def _layer(row: LayerPrecision, total: int) -> Cells:
     work = fmt.part(row.macs / total) if total else fmt.DASH
+    if AT_LEAST in row.reason:
+        work = f"at least {work}"
     return (row.module or fmt.DASH, row.operator, work, row.requested, row.delivered, row.reason)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from optimizer.report.limits import gate_batch
 from optimizer.report.notes import notes
-from optimizer.report.title import title
+from optimizer.report.title import caveat, fallen, title
 from optimizer.report.view import worst_sqnr
 from optimizer.results import CandidateReport, Report
+
+_MOST_REASONS = 3
 
 
 def render_summary(report: Report) -> str:
@@ -17,19 +19,30 @@ def render_summary(report: Report) -> str:
     head = ("candidate", "status", *list(report.metrics)[:1], "SQNR", timed, "speedup", "verdict")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
-    reasons = [f"  {reason}" for reason in report.verdict.reasons[:3]]
+    reasons = [f"  {reason}" for reason in report.verdict.reasons[:_MOST_REASONS]]
+    more = len(report.verdict.reasons) - len(reasons)
+    reasons += [f"  and {more} more, in report.md"] if more > 0 else []
     said = [f"note: {note}" for note in notes(report)]
     return "\n".join([*lines, *said, _verdict(report), *reasons])
 
 
 def _verdict(report: Report) -> str:
     """Return the last word; what failed is not hidden behind a pass."""
-    shipped = ", ".join(f"{name} ({device})" for device, name in report.recommended.items()) or "nothing"
-    others = [c for c in report.candidates if c.name != report.baseline]
-    failed = sum(c.status == "failed" for c in others)
-    fallen = f"; {failed} of {len(others)} candidates failed" if failed else ""
-    open_ = f" ({title(report, 'inconclusive')})" if report.verdict.status == "inconclusive" else ""
-    return f"verdict: {report.verdict.status}{open_}{fallen}; recommended: {shipped}"
+    chosen = {} if fallen(report) else report.recommended
+    shipped = ", ".join(f"{name} ({device})" for device, name in chosen.items()) or "nothing"
+    failed = sum(c.status == "failed" for c in report.candidates)
+    lost = f"; {failed} of {len(report.candidates)} candidates failed" if failed else ""
+    but = f", but {said}" if chosen and (said := caveat(report)) else ""
+    return f"verdict: {_status(report)}{lost}; recommended: {shipped}{but}"
+
+
+def _status(report: Report) -> str:
+    """Return the verdict's status; without a gate that is "pass", which nobody reads as "nothing came of it"."""
+    status = report.verdict.status
+    if status == "inconclusive":
+        return f"{status} ({title(report, status)})"
+    nothing = fallen(report) if status == "pass" else ""
+    return f"none ({nothing})" if nothing else status
 
 
 def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ def title(report: Report, status: str) -> str:
     """Return the title for pass, fail, inconclusive or unjudged (a recipe without a gate)."""
     if status == "fail":
         return "Do not ship"
+    if nothing := fallen(report):
+        return nothing
     if status == "inconclusive":
         return _undecided(report)
     chosen = report.recommended
@@ -21,8 +23,36 @@ def title(report: Report, status: str) -> str:
     if not names:
         return "Measured, not judged" if status == "unjudged" else "The gate is met"
     if status == "unjudged":
-        return f"Fastest: {names}"
+        state = shaky(_chosen(report))
+        return f"Fastest: {names}{f', but latency was {state}: measure again' if state else ''}"
     return f"Keep {names}" if set(chosen.values()) == {report.baseline} else f"Ship {names}"
+
+
+def fallen(report: Report) -> str:
+    """Return that nothing came of what was asked for, where all but the baseline failed; else nothing."""
+    asked = [c for c in report.candidates if c.name != report.baseline]
+    if not asked or any(c.status != "failed" for c in asked):
+        return ""
+    return f"Nothing that was asked for could be {'measured' if any(c.artifact for c in asked) else 'built'}"
+
+
+def caveat(report: Report) -> str:
+    """Return what a recommendation must be read with: that the latency that it rests on was disturbed or unstable."""
+    timed = _chosen(report)
+    state = shaky(timed)
+    worst = max(
+        (t for t in timed if t.disturbed and t.rounds), key=lambda t: t.disturbed_rounds / t.rounds, default=None
+    )
+    share = f" in {worst.disturbed_rounds} of {worst.rounds} rounds" if worst else ""
+    return f"latency was {state}{share}: measure again" if state else ""
+
+
+def _chosen(report: Report) -> list[Latency]:
+    """Return the latencies that a recommendation rests on: that of each recommended candidate and the baseline's."""
+    batch = gate_batch(report) or ""
+    names = dict.fromkeys([*report.recommended.values(), report.baseline]) if report.recommended else {}
+    found = [c for name in names if (c := report.candidate(name)) is not None]
+    return [c.latency_ms[batch] for c in found if c.latency_ms and batch in c.latency_ms]
 
 
 def _undecided(report: Report) -> str:

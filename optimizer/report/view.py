@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,7 +104,7 @@ def headline(report: Report) -> Headline:
         status,
         label,
         title(report, status),
-        report.verdict.reasons,
+        _told(report.verdict.reasons),
         recommendations,
         f"{fmt.count(len(report.candidates), 'candidate')}: {', '.join(parts)}",
         tuple(c.name for c in report.candidates if c.status == "failed"),
@@ -183,6 +185,7 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
     latency, speedup = (c.latency_ms or {}).get(batch), (c.speedup or {}).get(batch)
     if is_baseline:
         speedup = None
+    told = set(_told(report.verdict.reasons))
     throughput = (c.throughput or {}).get(batch)
     base_bytes = base.artifact.bytes if base and base.artifact and not is_baseline else 0
     return Row(
@@ -205,8 +208,29 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
         size=fmt.size(c.artifact.bytes) if c.artifact else fmt.DASH,
         size_ratio=size_ratio(c.artifact.bytes, base_bytes) if c.artifact else "",
         verdict=_verdict(report, c),
-        reasons=_reasons(c),
+        reasons=tuple(said for said in _split(_reasons(c)) if said not in told),
     )
+
+
+_DECIDES_NOTHING = "; that decides nothing: "
+_WHOSE = re.compile(r"behind the latency of .+? were disturbed")
+
+
+def _split(reasons: Sequence[str]) -> tuple[str, ...]:
+    """Return reasons with what a disturbed latency adds to each as a sentence of its own, alike for all candidates."""
+    said: list[str] = []
+    for reason in reasons:
+        head, mark, tail = reason.partition(_DECIDES_NOTHING)
+        said.append(head)
+        if mark:
+            said.append(f"That decides nothing: {_WHOSE.sub('behind the latency were disturbed', tail)}")
+    return tuple(said)
+
+
+def _told(reasons: Sequence[str]) -> tuple[str, ...]:
+    """Return the verdict's reasons, and behind all of them once what a disturbed latency adds."""
+    pieces = [_split([reason]) for reason in reasons]
+    return (*(first for first, *_ in pieces), *dict.fromkeys(said for _, *rest in pieces for said in rest))
 
 
 def undelivered(c: CandidateReport) -> str:

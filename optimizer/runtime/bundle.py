@@ -11,18 +11,25 @@ from typing import Any, Self
 import numpy as np
 
 from optimizer.errors import UsageError
+from optimizer.runtime.feed import Ranges, check_feed, range_positions, within
 from optimizer.runtime.golden import GOLDEN, Difference, batch_sizes, compare, read_golden, replay
 from optimizer.runtime.passport import read_passport, verify_files
 from optimizer.runtime.preprocessing import Preprocessing, to_dtype
 from optimizer.runtime.session import Array, Feed, Session
 from optimizer.types import MAIN_FILE, TensorSpec
 
-_OPENED = ("onnxruntime", "openvino", "onnxruntime_tensorrt", "tensorrt", "tensorrt_rtx")
+_PLANS = ("tensorrt", "tensorrt_rtx")
+_OPENED = ("onnxruntime", "openvino", "onnxruntime_tensorrt", *_PLANS)
 PREPROCESSING, LABELS = "preprocessing.json", "labels.json"
 
 
-def load(folder: str | Path, *, device: str | None = None, threads: int = 1, verify: bool = True) -> Deployment:
+def load(
+    folder: str | Path, *, device: str | None = None, threads: int = 1, verify: bool = True, any_size: bool = False
+) -> Deployment:
     """Open a bundle on `device` (default: where it was measured). `verify=False` skips the sha256 of the large files.
+
+    `any_size=True` takes sizes outside of the profile as well: what comes out was never measured or proven. An engine
+    takes those of its own profiles alone, whatever is asked for.
 
     Raises: UsageError where there is no bundle, StageError where it is damaged, MissingToolError where this machine
     lacks the runtime or the device; no other one is taken instead.
@@ -31,16 +38,21 @@ def load(folder: str | Path, *, device: str | None = None, threads: int = 1, ver
     passport = read_passport(path)
     if verify:
         verify_files(path, passport)
-    return Deployment(path, passport, _open(path, passport, device or passport["runs_on"]["device"], threads))
+    session = _open(path, passport, device or passport["runs_on"]["device"], threads)
+    return Deployment(path, passport, session, any_size=any_size)
 
 
 class Deployment:
     """An open bundle: `infer` takes and returns arrays by name. Close it, or use it as a context manager."""
 
-    def __init__(self, folder: Path, passport: dict[str, Any], session: Session) -> None:
+    def __init__(self, folder: Path, passport: dict[str, Any], session: Session, *, any_size: bool = False) -> None:
         self.folder = folder
         self.passport = passport
         self.session = session
+        # An engine refuses what none of its own profiles covers, and may have more of them than the run's one.
+        unbound = any_size or passport["runs_on"]["runtime"] in _PLANS
+        self._ranges: Ranges = {} if unbound else passport["profile"]
+        self._positions = range_positions(session.inputs, self._ranges)
         self.labels: tuple[str, ...] | None = _read_labels(folder)
         self._preprocessing = _read_preprocessing(folder)
 
@@ -55,12 +67,24 @@ class Deployment:
         return self.session.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
-        """Run once, from numpy to numpy. Raises: UsageError for a wrong feed."""
+        """Run once, from numpy to numpy.
+
+        Numeric: values are not looked at: NaN or infinity in an input can give a finite, plausible answer.
+        Raises: UsageError for a wrong feed or a size outside of the profile, ClosedError after `close`.
+        """
+        if not within(self._positions, feed):
+            self._refuse(feed)
         return self.session.infer(feed)
 
     def bind(self, feed: Feed) -> Callable[[], None]:
-        """Return a call that runs once on inputs already in place: for measuring."""
+        """Return a call that runs once on inputs already in place: for measuring. Raises: as `infer`, and only here."""
+        if not within(self._positions, feed):
+            self._refuse(feed)
         return self.session.bind(feed)
+
+    def _refuse(self, feed: Feed) -> None:
+        """Say all that is wrong with the feed, at once."""
+        check_feed(self.inputs, feed, str(self.folder), self._ranges)
 
     def preprocess(self, *samples: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Preprocess samples as in training and stack them into a feed.

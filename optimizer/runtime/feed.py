@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -10,11 +11,15 @@ from optimizer.errors import UsageError
 from optimizer.runtime.session import Array, Feed
 from optimizer.types import TensorSpec
 
+Ranges = Mapping[str, Mapping[str, int]]  # of an axis by its name: min and max
 
-def check_feed(inputs: Sequence[TensorSpec], feed: Feed, where: str) -> dict[str, Array]:
+
+def check_feed(
+    inputs: Sequence[TensorSpec], feed: Feed, where: str, ranges: Ranges = MappingProxyType({})
+) -> dict[str, Array]:
     """Return the feed in the declared order, C-contiguous; the arrays themselves are never changed.
 
-    float32 given to a float16 input is rounded to it.
+    float32 given to a float16 input is rounded to it. `ranges` are the sizes that named axes may have.
 
     Raises: UsageError, listing everything wrong at once and every input that is expected.
     """
@@ -25,10 +30,48 @@ def check_feed(inputs: Sequence[TensorSpec], feed: Feed, where: str) -> dict[str
     for spec in inputs:
         if spec.name in feed:
             problems += _mismatches(spec, feed[spec.name], axes)
+    problems += _outside(axes, ranges)
     if problems:
         wanted = ", ".join(f"{spec.name}: {spec.dtype}{_shape(spec.shape)}" for spec in inputs)
-        raise UsageError("; ".join(problems), where=where, hint=f"it takes {wanted}")
+        open_axes = {str(axis): None for spec in inputs for axis in spec.shape if axis in ranges}
+        sizes = ", ".join(f"{axis} {ranges[axis]['min']} to {ranges[axis]['max']}" for axis in open_axes)
+        raise UsageError("; ".join(problems), where=where, hint=f"it takes {wanted}" + (f"; {sizes}" if sizes else ""))
     return {spec.name: _laid_out(feed[spec.name], spec.dtype) for spec in inputs}
+
+
+def within(positions: Sequence[tuple[str, int, int, int]], feed: Feed) -> bool:
+    """Tell whether axes have sizes in their ranges; `positions`: input, axis, smallest, largest. For every call: quick.
+
+    What is no feed at all is for `check_feed` to refuse, which names it.
+    """
+    try:
+        for name, axis, low, high in positions:
+            if not low <= feed[name].shape[axis] <= high:
+                return False
+    except (KeyError, IndexError, AttributeError, TypeError):
+        return False
+    return True
+
+
+def range_positions(inputs: Sequence[TensorSpec], ranges: Ranges) -> tuple[tuple[str, int, int, int], ...]:
+    """Return where the axes of a profile stand in the inputs, as `within` takes them."""
+    return tuple(
+        (spec.name, position, int(ranges[axis]["min"]), int(ranges[axis]["max"]))
+        for spec in inputs
+        for position, axis in enumerate(spec.shape)
+        if isinstance(axis, str) and axis in ranges
+    )
+
+
+def _outside(axes: Mapping[str, tuple[str, int]], ranges: Ranges) -> list[str]:
+    problems = []
+    for axis, (name, size) in axes.items():
+        if axis not in ranges:
+            continue
+        low, high = ranges[axis]["min"], ranges[axis]["max"]
+        if not low <= size <= high:
+            problems.append(f"axis '{axis}' is {size} in input '{name}', outside of what was proven: {low} to {high}")
+    return problems
 
 
 def _laid_out(array: Array, dtype: str) -> Array:

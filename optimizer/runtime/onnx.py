@@ -27,7 +27,7 @@ from optimizer.runtime.onnx_providers import (
     require_started,
 )
 from optimizer.runtime.onnx_trace import last_run
-from optimizer.runtime.session import Array, Feed, Session
+from optimizer.runtime.session import Array, ClosedError, Feed, Session
 from optimizer.runtime.transfers import Transfers, measure_transfers
 from optimizer.types import TensorSpec
 
@@ -273,7 +273,7 @@ class OnnxSession(Session):
 
     def _alive(self) -> Any:
         if self._session is None:
-            raise RuntimeError(f"{self._path}: the session is closed")
+            raise ClosedError.of(self._path)
         return self._session
 
     def _refusals(self) -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime.feed import check_feed
 from optimizer.runtime.onnx_interface import read_interface
-from optimizer.runtime.session import Array, Feed, Session
+from optimizer.runtime.session import Array, ClosedError, Feed, Session
 from optimizer.types import TensorSpec
 
 _TELEMETRY = "openvino_telemetry"
@@ -160,7 +160,7 @@ class OpenVinoSession(Session):
 
     def _alive(self) -> Any:
         if self._compiled is None:
-            raise RuntimeError(f"{self._path}: the session is closed")
+            raise ClosedError.of(self._path)
         return self._compiled
 
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from optimizer.errors import OptimizerError
 from optimizer.types import TensorSpec
 
 Array = npt.NDArray[np.generic]
 Feed = Mapping[str, Array]
+
+
+class ClosedError(OptimizerError, RuntimeError):
+    """A session was used after it was closed: a mistake of the program that holds it."""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Return the error for the session of this file."""
+        return cls("the session is closed", where=str(path), hint="Load it again, or close it after its last call.")
 
 
 class Session(ABC):

@@ -17,7 +17,7 @@ from optimizer.runtime.execution import Execution
 from optimizer.runtime.feed import check_feed
 from optimizer.runtime.layer_times import as_events, layer_profiler
 from optimizer.runtime.profiles import choose_profile
-from optimizer.runtime.session import Array, Feed, Session
+from optimizer.runtime.session import Array, ClosedError, Feed, Session
 from optimizer.runtime.transfers import Transfers, measure_transfers
 
 __all__ = ["RECEIPT", "Package", "TensorRTSession", "missing"]
@@ -184,7 +184,7 @@ class TensorRTSession(Session):
 
     def _alive(self) -> None:
         if self._engine is None:
-            raise RuntimeError(f"{self._plan}: the session is closed")
+            raise ClosedError.of(self._plan)
 
     def _check(self, feed: Feed) -> tuple[dict[str, Array], int]:
         self._alive()

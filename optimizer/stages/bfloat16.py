@@ -20,7 +20,7 @@ class BFloat16(Stage):
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     optional: ClassVar[frozenset[str]] = frozenset({"samples"})
     produces: ClassVar[Format] = "onnx"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     # One rounding to bfloat16 (u = 2^-8) leaves 20 log10(sqrt(3) / u) = 53 dB; n independent ones of equal weight leave
     # 53 - 10 log10(n), and a network of some 60 operators 35. Measured: ResNet-20 40 dB.

@@ -34,7 +34,7 @@ class Engine(Stage, ABC):
     """What both packages share; precision stands in the graph, and the network is strongly typed."""
 
     name: ClassVar[str] = "engine"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "engine"
     tolerance: ClassVar[Tolerance | None] = Tolerance(

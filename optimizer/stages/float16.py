@@ -20,7 +20,7 @@ class Float16(Stage):
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     optional: ClassVar[frozenset[str]] = frozenset({"samples"})
     produces: ClassVar[Format] = "onnx"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     # One rounding to float16 (u = 2^-11) leaves 20 log10(sqrt(3) / u) = 71 dB; n independent ones of equal weight leave
     # 71 - 10 log10(n). Measured: 64 dB for 2 layers, 58 dB for ResNet-20. Hundreds of layers and cancellation still

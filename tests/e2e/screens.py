@@ -15,6 +15,7 @@ SCREENS = Path(__file__).parent.parent / "fixtures" / "screens"
 MOST_LINES = 15
 FINISHED = re.compile(r"^\S+ +(built|reused|measured)\b")
 PROGRESS = re.compile(r"^\S+ +(built|reused|measured|failed)\b")
+RUNNING = re.compile(r"^  \S.*: \d+ of \d+$")  # a slow machine is told that a step is still under way
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def outcomes(screen: str) -> dict[str, str]:
 
 def plain(text: str, home: Path, folder: Path) -> str:
     """Put placeholders where a screen differs from machine to machine, and leave out the lines of finished steps."""
-    text = "".join(line for line in text.splitlines(keepends=True) if not FINISHED.match(line))
+    text = "".join(
+        line for line in text.splitlines(keepends=True) if not FINISHED.match(line) and not RUNNING.match(line)
+    )
     for found, name in (
         (re.escape(str(folder)), "<folder>"),
         (rf"{re.escape(str(home))}/runs/\w+/\d+", "<run>"),
@@ -61,7 +64,7 @@ def check_screen(name: str, screen: str) -> None:
 
 
 def check_short(stderr: str) -> None:
-    told = [line for line in stderr.splitlines() if not PROGRESS.match(line)]
+    told = [line for line in stderr.splitlines() if not PROGRESS.match(line) and not RUNNING.match(line)]
     assert 1 <= len(told) <= MOST_LINES, stderr
     assert "Traceback" not in stderr
     assert len(set(told)) == len(told), "something is said twice"

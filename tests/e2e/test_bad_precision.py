@@ -33,10 +33,6 @@ def calibration_holds_one_sample(folder: Path) -> None:
     edit(folder / "recipe.yaml", "split: train, samples: 64", "split: train, samples: 1")
 
 
-def float16_with_one_sample(folder: Path) -> None:
-    calibration_holds_one_sample(folder)
-
-
 def all_samples_are_alike(folder: Path) -> None:
     edit(folder / "data.py", "    part =", "    images[:900] = images[0]\n    part =")
 
@@ -183,8 +179,7 @@ def float16_inputs_beyond_its_range(folder: Path) -> None:
 
 BAD = (
     Bad(calibration_holds_no_samples, 2, ("recipe.yaml:13:", "needs a number above 0, got 0")),
-    Bad(calibration_holds_one_sample, 4, ("holds one sample", "128 to 512"), INT8),
-    Bad(float16_with_one_sample, 4, ("fp16/float16", "holds one sample"), ("--only", "fp16")),
+    Bad(calibration_holds_one_sample, 2, ("recipe.yaml:13:", "needs at least 2, got 1", "128 to 512")),
     Bad(all_samples_are_alike, 4, ("all 64 samples are identical", "Give real, varied samples"), INT8),
     Bad(fewer_samples_than_asked_for, 4, ("1024", "900"), INT8),
     Bad(samples_outside_the_profile, 4, ("size 16 on axis 'height'", "8 to 12", "Widen the profile"), INT8),

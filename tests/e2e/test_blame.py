@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,9 +36,12 @@ def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def script_named(text: str) -> Path:
-    found = re.search(r"reproduce: python (\S+)", text)
+    found = re.search(r"reproduce: (.+)", text)
     assert found, text
-    return Path(found[1])
+    interpreter, script = shlex.split(found[1])
+    done = subprocess.run([interpreter, "-c", "import onnxruntime"], check=False)  # as it is typed, from here
+    assert done.returncode == 0
+    return Path(script)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def _write_documents(run: Path, candidates: list[dict[str, Any]], stored: dict[s
             {"name": "logits", "dtype": "float32", "shape": ["batch", 3]},
             {"name": "best", "dtype": "int64", "shape": ["batch"]},
         ],
-        "profile": {"batch": {"min": 1, "opt": 2, "max": 4}},
+        "profile": {"batch": {"min": 1, "opt": 2, "max": 8}},
         "batch_axis": "batch",
         "candidates": stored,
         "files": files,

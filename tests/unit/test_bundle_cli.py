@@ -129,3 +129,22 @@ def test_serving_commands_need_click_and_numpy_alone(bundle: Path, feed: Path) -
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(("value", "rest"), [(np.nan, 0.0), (np.inf, 0.0), (-np.inf, np.nan)])
+def test_run_refuses_values_that_are_not_finite(bundle: Path, tmp_path: Path, value: float, rest: float) -> None:
+    image = bundle_run.images()
+    image[1, 2, 0, 1] = value
+    image[4, 0, 0, 0] = rest
+    np.savez(tmp_path / "bad.npz", image=image)
+    with pytest.raises(UsageError) as caught:
+        call(run_command, bundle, "--input", tmp_path / "bad.npz")
+    count = 1 + int(np.isnan(rest))
+    expected = f"'image' has {count} of {image.size} values NaN or infinite, the first at [1, 2, 0, 1]"
+    assert (caught.value.what, caught.value.where) == (expected, str(tmp_path / "bad.npz"))
+
+
+def test_run_refuses_a_batch_that_was_never_proven(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "many.npz", image=np.zeros((9, 3, 2, 2), np.float32))
+    with pytest.raises(UsageError, match="axis 'batch' is 9 in input 'image'"):
+        call(run_command, bundle, "--input", tmp_path / "many.npz")

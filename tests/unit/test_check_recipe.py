@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,28 @@ def test_tensorrt_beside_a_gpu_is_not(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_other_targets_ask_for_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "missing", lambda: pytest.fail("nobody needs one"))
     assert len(check(tmp_path, "tensorrt_rtx").splitlines()) == 1
+
+
+def test_more_threads_than_processors_are_noted_and_the_recipe_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(), raising=False)
+    first, note = check(tmp_path, "tensorrt").splitlines()
+    assert ": sound. " in first
+    assert note.startswith("note: measure.threads: 1 threads are asked for and this process may use 0 processor")
+
+
+def test_a_path_that_does_not_exist_is_said_before_what_a_bare_install_lacks(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    code = (
+        "import sys; sys.modules['pydantic'] = sys.modules['yaml'] = sys.modules['onnx'] = None\n"
+        "from optimizer.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", str(tmp_path / "recip.yaml")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'recip.yaml'}: no such file, did you mean 'recipe.yaml'?\n",
+    )

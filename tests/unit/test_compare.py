@@ -214,11 +214,12 @@ def test_a_latency_that_did_not_hold_still_convicts_nobody(before: Path, tmp_pat
     assert "it was unstable after" in found.reasons[0]
 
 
-def disturbed(folder: Path, seed: int, pace: float) -> Path:
-    """A run whose latencies are marked disturbed."""
+def disturbed(folder: Path, seed: int, pace: float, **int8: Any) -> Path:
+    """A run whose latencies are marked disturbed; `int8` is what else is said of that candidate."""
     timed = latency(seed, pace)
     mark = {"disturbed": True, "disturbed_rounds": 50, "rounds": 60}
     marked = {n: {"latency_ms": {"1": Series(t, 3).latency().model_dump(mode="json") | mark}} for n, t in timed.items()}
+    marked[INT8] |= int8
     return usual(folder, seed, latency=timed, changed=marked)
 
 
@@ -234,6 +235,60 @@ def test_a_disturbed_latency_decides_nothing(before: Path, tmp_path: Path, pace:
         twin = judged(before, usual(tmp_path / f"quiet {asked is None}", 1, latency=latency(1, pace)), asked)
         assert check(twin, "latency").finding == quiet
     assert judged(after, after).status == "pass"  # the very same measurement differs in nothing
+
+
+def same_artifact(seed: int = 0) -> dict[str, Any]:
+    return {"artifact": {"path": "m", "sha256": f"{seed:064x}", "bytes": 10_000, "format": "onnx"}}
+
+
+@pytest.mark.parametrize("pace", [0.5, 1.0, 1.04, 1.5])
+def test_what_did_not_change_is_shown_however_disturbed(before: Path, tmp_path: Path, pace: float) -> None:
+    after = disturbed(tmp_path / "after", 1, pace, **same_artifact())
+    found = judged(before, after)
+    said = check(found, "latency, batch 1")
+    assert (found.status, said.finding) == ("pass", "shown")
+    assert "artifact and packages are those of before" in said.sentence
+    # A gate that limits latency asks all the same; and what is another artifact stays open.
+    assert judged(before, after, gate(speedup=0.9)).status == "inconclusive"
+    assert judged(before, disturbed(tmp_path / "other", 1, pace)).status == "inconclusive"
+
+
+def wild(seed: int, int8: float, base: float) -> dict[str, np.ndarray]:
+    """A baseline that took a thousand times as long in every second round."""
+    timed = latency(seed, int8, base)
+    timed[BASE] = timed[BASE] * np.where(np.arange(60) % 2, 1000.0, 1.0)[:, None]
+    return timed
+
+
+def test_an_interval_that_wide_is_said_to_tell_nothing(before: Path, tmp_path: Path) -> None:
+    found = check(judged(before, usual(tmp_path / "after", 1, latency=wild(1, 0.9, 4.0))), "latency")
+    assert found.finding == "inconclusive"
+    assert found.sentence.startswith("too disturbed to tell: the interval reaches beyond twice as slow; by the clock ")
+    assert "e+" not in found.sentence
+    assert "no slowdown beyond" not in found.sentence
+    asked = judged(before, tmp_path / "after", gate(speedup=0.9))
+    assert check(asked, "latency").sentence.startswith("whether the speedup reaches 0.9 is too disturbed to tell: ")
+    twin = check(judged(before, usual(tmp_path / "quiet", 1, latency=latency(1, 0.9))), "latency")
+    assert twin.finding == "pass"
+
+
+def test_a_baseline_that_moved_too_far_is_no_yardstick(before: Path, tmp_path: Path) -> None:
+    found = check(judged(before, usual(tmp_path / "after", 1, latency=latency(1, 1.0, base=12.0))), "latency")
+    assert found.finding == "inconclusive"
+    assert found.sentence.startswith("too disturbed to tell: fp32@torch, which did not change, is itself 3.0")
+
+
+def test_the_removal_of_what_had_failed_loses_nothing(tmp_path: Path) -> None:
+    failed = {"fp16@onnxruntime": {"status": "failed", "reason": "it says why"}}
+    three = {BASE: RIGHT, INT8: lose(3, gain=3), "fp16@onnxruntime": RIGHT}
+    timed = latency(0, 1.0) | {"fp16@onnxruntime": paces(2, 2.0)}
+    after = usual(tmp_path / "after", 1)
+    found = judged(usual(tmp_path / "before", outcomes=three, latency=timed, changed=failed), after)
+    assert found.status == "pass"
+    said = check(found, "status", "fp16@onnxruntime")
+    assert (said.finding, said.before, said.after) == ("shown", "failed", "missing")
+    twin = judged(usual(tmp_path / "measured", outcomes=three, latency=timed), after)
+    assert (twin.status, check(twin, "status", "fp16@onnxruntime").finding) == ("fail", "fail")
 
 
 @pytest.mark.parametrize("name", ["outcomes.npz", "latency.npz"])

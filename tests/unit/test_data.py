@@ -329,3 +329,15 @@ def test_a_damaged_member_of_a_zip_is_named_with_the_zip(tmp_path: Path) -> None
     (tmp_path / "p.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(StageError, match=r"p\.zip: 'test/cat/0\.png' cannot be read: Bad CRC-32"):
         list(Pictures(tmp_path / "p.zip", "<split>/<class>", "test"))
+
+
+def test_a_normalize_that_does_not_fit_says_which_axis_the_channels_are() -> None:
+    series = FromArrays({"": np.zeros((2, 3, 128), np.float32)}, [0, 0], "test")
+    three = {"normalize": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}}
+    with pytest.raises(StageError) as refused:
+        Transformed(series, [three], IMAGE)[0]
+    assert str(refused.value) == (
+        "data, sample test[0], preprocessing step 1: normalize.mean has 3 numbers, the array 128 channels [3, 128]\n"
+        "  Channels are the last axis, [height, width, channels], and the first after to_chw.\n"
+        "  Normalize an array [channels, length] in the data's callable, or give one number for all."
+    )

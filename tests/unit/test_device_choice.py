@@ -24,7 +24,7 @@ def test_gpus_are_numbered_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch, b
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     if before:
         monkeypatch.setenv("CUDA_DEVICE_ORDER", before)
-    monkeypatch.setattr(cli, "main", lambda: 0)
+    monkeypatch.setattr(cli, "main", lambda **options: 0)
     with pytest.raises(SystemExit):
         cli.entry()
     assert os.environ["CUDA_DEVICE_ORDER"] == after

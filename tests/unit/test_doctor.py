@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from optimizer import environment
 from optimizer.cli import doctor
 from optimizer.errors import MissingToolError, StageError
+from optimizer.runners import torch_compile
 
 
 @pytest.fixture
@@ -18,6 +19,8 @@ def probes(monkeypatch, tmp_path):
         "probe_gpu": MissingToolError("this machine has no NVIDIA GPU"),
         "probe_torch": {"found": "2.13.0+cpu, no CUDA"},
         "probe_onnxruntime": {"found": "1.31.1, CPUExecutionProvider"},
+        "probe_openvino": {"found": "2026.4"},
+        "probe_loadgen": {"found": "mlcommons-loadgen 6.0"},
         "probe_tensorrt_rtx": {"found": "1.7.1, builds for compute capabilities 8.6"},
         "probe_tensorrt": MissingToolError("not installed"),
     }
@@ -59,7 +62,8 @@ def test_json_holds_the_same(probes):
     assert document["can"]["build TensorRT engines"] is False
 
 
-def test_gpu_host_executes_engines(probes):
+def test_gpu_host_executes_engines(probes, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     probes["probe_gpu"] = {"name": "L4", "capability": "8.9", "driver": "driver for CUDA 13.0"}
     probes["probe_tensorrt"] = {"found": "11.1"}
     can = json.loads(run("--json").output)["can"]
@@ -78,6 +82,35 @@ def test_machine_that_can_do_nothing_exits_3(probes):
     for name in probes:
         probes[name] = MissingToolError("not installed")
     assert run().exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("probe", "ability", "mend"),
+    [
+        ("probe_openvino", "measure the target openvino", "pip install openvino"),
+        ("probe_loadgen", "measure LoadGen's scenarios", "pip install mlcommons-loadgen"),
+    ],
+)
+def test_what_a_recipe_can_ask_for_and_is_not_here_is_told(probes, probe, ability, mend):
+    assert json.loads(run("--json").output)["can"][ability] is True
+    probes[probe] = MissingToolError("not installed")
+    output = run().output
+    assert f"no   {ability}" in output
+    assert f"-> {mend}" in output
+
+
+def test_compiler_is_looked_for_as_torch_compile_does(probes, monkeypatch):
+    for compiler, found in (("no-such-compiler", False), (sys.executable, True)):
+        monkeypatch.setenv("CXX", compiler)
+        assert (torch_compile.missing("cpu") is None) is found
+        assert json.loads(run("--json").output)["can"]["measure the target torch_compile"] is found
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "there is no no-such-compiler, which the target torch_compile needs" in run().output
+
+
+def test_probes_of_openvino_and_loadgen_tell_their_versions(monkeypatch):
+    assert doctor._probe("probe_openvino")["found"][0].isdigit()
+    assert doctor._probe("probe_loadgen")["found"].startswith("mlcommons-loadgen ")
 
 
 def test_missing_build_tools_are_named(probes, monkeypatch):

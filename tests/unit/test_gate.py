@@ -133,6 +133,29 @@ def test_with_a_gate_the_baseline_is_not_recommended_and_without_one_it_may_be()
     assert recommend([BASE, slow], "fp32@torch", None, "1") == {"cpu": "fp32@torch"}
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        [candidate("int8@onnxruntime", p50=None, status="failed")],
+        [BUILT],
+        [ON_GPU.model_copy(update={"verdict": Verdict(status="fail")})],
+        [],
+    ],
+)
+def test_a_baseline_without_a_rival_on_its_device_has_won_nothing(others: list[CandidateReport]) -> None:
+    assert recommend([BASE, *others], "fp32@torch", None, "1") == {}
+    slow = candidate("fp16@onnxruntime", p50=9.0, verdict="pass")
+    assert recommend([BASE, *others, slow], "fp32@torch", None, "1") == {"cpu": "fp32@torch"}  # the twin
+
+
+def test_without_a_gate_it_is_said_that_nothing_but_the_baseline_was_measured() -> None:
+    said = "Nothing but the baseline could be measured here."
+    alone, beside = overall([BASE, BUILT], None), overall([BASE, PASSING], None)
+    assert (alone.status, beside.status) == ("pass", "pass")
+    assert alone.reasons == ("The recipe has no gate.", said)
+    assert beside.reasons == ("The recipe has no gate.",)
+
+
 def test_what_was_not_timed_at_that_batch_is_not_recommended() -> None:
     assert recommend([BASE, PASSING], "fp32@torch", None, "16") == {}
 

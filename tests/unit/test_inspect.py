@@ -259,3 +259,49 @@ def test_lost_external_data_is_refused(tmp_path):
 def test_three_files_are_refused(tmp_path):
     with pytest.raises(UsageError, match="3 files were given"):
         show("a", "b", "c")
+
+
+def diagnosis(path, **changes):
+    health = {"clipped": 0.0, "calibrated_clipped": 0.0, "sqnr_db": 30.5, "calibrated_sqnr_db": None}
+    tensors = {f"t{i}": health | {"outside": 0.0, "reach": 0.9, "drifted": False} for i in range(30)}
+    worst = {"image": health | {"outside": 0.0026, "reach": 1.703, "drifted": True}}
+    head = {"schema": 1, "method": "percentile", "calibration_samples": 256, "evaluation_samples": 200}
+    path.write_text(json.dumps(head | {"findings": ["image drifts"], "tensors": worst | tensors} | changes))
+    return path
+
+
+def test_a_diagnosis_is_shown_with_its_findings_and_the_worst_tensors(tmp_path):
+    lines = show(diagnosis(tmp_path / "diagnosis.json")).splitlines()
+    assert lines[0].split()[1] == "diagnosis"
+    assert lines[1:5] == [
+        "method   percentile, 256 calibration samples",
+        "against  200 evaluation samples",
+        "tensors  31, 1 of them drifted",
+        "  ! image drifts",
+    ]
+    assert lines[6].split() == ["image", "0.0026", "1.7", "0", "0", "30.5", "-", "drifted"]
+    assert lines[-2] == "  ... and 11 more, with less to say (--json has all)"
+    document = json.loads(show(diagnosis(tmp_path / "diagnosis.json"), "--json"))
+    assert (document["kind"], len(document["tensors"])) == ("diagnosis", 31)
+
+
+def test_two_diagnoses_are_compared_and_one_is_never_compared_with_a_table(tmp_path):
+    first, second = diagnosis(tmp_path / "a.json"), diagnosis(tmp_path / "b.json", evaluation_samples=100)
+    assert show(first, first) == "nothing differs\n"
+    assert "evaluation_samples: 200 -> 100" in show(first, second)
+    with pytest.raises(UsageError, match=r"a\.json is a diagnosis and .*table\.json is none"):
+        show(first, table(tmp_path / "table.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": 9}, "is a diagnosis of schema 9; this version reads 1"),
+        ({"tensors": {"a": {}}}, "is no whole diagn"),
+    ],
+)
+def test_a_diagnosis_that_is_damaged_or_of_another_schema_is_refused(tmp_path, changes, said):
+    path = diagnosis(tmp_path / "diagnosis.json", **changes)
+    for files in ([path], [path, path]):
+        with pytest.raises(UsageError, match=said):
+            show(*files)

@@ -80,7 +80,7 @@ def test_the_screen_of_two_engines():
         "layers that differ   1, 90.0% of the work",
         "  stem.conv  Conv   90.0%  fp32 -> int8; 1 -> 2 kernels; 0.500 -> 0.250 ms",
         "other nodes that differ   1",
-        "  relu  Relu  fp32 -> int8; correlation -> kgen; 0.500 -> 0.050 ms",
+        "  relu  Relu  fp32; correlation -> kgen; 0.500 -> 0.050 ms",
         "only in B   2 nodes: 1 QuantizeLinear, 1 DequantizeLinear",
     ]
 
@@ -253,3 +253,90 @@ def test_one_profile_and_an_engine_without_a_record_of_options_take_no_line(tmp_
     assert "optimization profiles" not in screen
     assert "builder options" not in screen
     assert screen.count("batch: min 1, opt 4, max 16") == 1
+
+
+def table(*kernels):
+    """An engine of one convolution and what is beside it."""
+    document = {**float_engine(), "nodes": [], "graph_nodes": {}, "executed": {}}
+    return {**document, "layers": list(kernels)}
+
+
+FLOATS = [{"tensor": "bias", "type": "Float", "format": ""}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "constants", "expected"),
+    [
+        # as TensorRT-RTX 1.7 builds them: 'MulAddAddReluMulMinMaxRounCast' reads float, and quantizes at its end
+        ("kgen", "Float>Int8", FLOATS, "fp32"),
+        ("kgen", "Half>Int8", [], "fp16"),
+        ("kgen", "Half>FP8", FLOATS, "fp16"),
+        ("correlation", "Int8>Int8", FLOATS, "fp32"),  # sums of 32 bits are scaled, then added to and activated
+        ("correlation", "Int8>Half", FLOATS, "fp16"),
+        ("maxpool", "Int8>Int8", [], "int8"),
+        ("kgen", "Int64>Int64", [], "int64"),
+        ("kgen", "Float>Half", [], "fp16"),
+        ("kgen", "Bool>Bool", [], "bool"),
+    ],
+)
+def test_what_is_fused_computes_in_the_float_of_its_kernel_and_not_in_what_that_writes(
+    kind, types, constants, expected
+):
+    first = table(kernel("correlation", ["node"], "Double>Double"))
+    second = table(kernel(kind, ["node"], types, constants=constants))
+    (row,) = engine_difference(first, second)["others"]
+    assert row["precision"] == ["double", expected]
+
+
+def test_a_kernel_that_also_passes_its_input_on_in_float_is_of_one_type():
+    both = kernel("kgen", ["node"], "Float>Int8")
+    both["outputs"].append({"tensor": "residual", "type": "Float", "format": ""})
+    (row,) = engine_difference(table(kernel("correlation", ["node"], "Float>Float")), table(both))["others"]
+    assert row["precision"] == ["fp32", "fp32"]
+
+
+def test_an_engine_in_a_run_names_its_plan_and_the_graph_where_it_lies(tmp_path):
+    receipt = {"options_given": {}, "profiles": [], "retry": None, "options": {}, "trtexec": "as stored"}
+    folder = engine(tmp_path / "fp32@tensorrt_rtx", onnx_sha256="ab" * 32, **receipt)
+    (tmp_path / "graphs").mkdir()
+    path = graph(tmp_path / "graphs" / ("ab" * 8) / "model.onnx")
+    screen = show(folder / "engine.plan").splitlines()
+    assert screen[0] == f"{folder / 'engine.plan'}   engine   1,000 bytes"
+    line = next(line for line in screen if line.startswith("the like by"))
+    assert f"--onnx={path} --saveEngine=fp32@tensorrt_rtx.plan " in line
+    other = engine(tmp_path / "other@tensorrt_rtx", **receipt)
+    assert "graph" not in json.loads(show(folder, other, "--json"))
+
+
+def test_an_engine_without_its_graph_says_where_that_is(tmp_path):
+    receipt = {
+        "options_given": {},
+        "profiles": [],
+        "retry": None,
+        "options": {},
+        "trtexec": "trtexec --onnx=model.onnx",
+    }
+    screen = show(engine(tmp_path / "bundle", onnx_sha256="ab" * 32, **receipt)).splitlines()
+    at = screen.index("the like by NVIDIA's own tool   trtexec --onnx=model.onnx")
+    assert screen[at + 1] == (
+        "  model.onnx, the graph it was built from, is not beside this engine: in its run's folder "
+        "artifacts/graphs/abababababababab/"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"), [("fp16", "fp16"), ("fp32", "fp32"), ("bf16", "fp32"), ("int8", "fp32")]
+)
+def test_of_the_floats_in_a_kernel_the_graph_says_which_is_the_nodes_own(stated, expected):
+    """'AddCast' adds in half and casts at its end; what no tensor of the kernel holds, it cannot compute in."""
+    first = table(kernel("correlation", ["node"], "Double>Double"))
+    second = {**table(kernel("kgen", ["node"], "Half>Float")), "graph_types": {"node": stated}}
+    (row,) = engine_difference(first, second)["others"]
+    assert row["precision"] == ["double", expected]
+
+
+def test_the_types_of_the_graph_are_read_with_the_engine(tmp_path):
+    folder = engine(tmp_path / "e", onnx_sha256="ab" * 32)
+    (tmp_path / "graphs").mkdir()
+    graph(tmp_path / "graphs" / ("ab" * 8) / "model.onnx")
+    assert inspect(folder)["graph_types"]["conv"] == "fp32"

@@ -90,7 +90,7 @@ def test_a_layer_whose_work_cannot_be_counted_says_why(tmp_path: Path) -> None:
     model = build(text, {"w0": (8, 8)})
     made = quantize(model, {"s": Estimate(-3.0, 3.0, 3.0), "x": Estimate(-3.0, 3.0, 3.0)}, "tensorrt")
     rows, _ = rows_of(made, "tensorrt", tmp_path)
-    assert rows[0].reason.startswith("no less than this many: the shape of 's")
+    assert rows[0].reason.startswith("at least this much work, how much more cannot be counted: the shape of 's")
 
 
 def test_the_document_is_plain_json(tmp_path: Path) -> None:

@@ -101,3 +101,30 @@ def test_a_trial_that_is_not_a_number_is_the_worst() -> None:
     errors = OutputErrors()
     errors.add({"y": np.ones(3, np.float32)}, {"y": np.array([1, np.nan, 1], np.float32)})
     assert errors.sqnr_db() == -np.inf
+
+
+def test_shares_are_by_sample_in_their_order_and_sum_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_BATCH_BYTES", 1 << 20)
+    rows = Rows(21)
+    rows.rows[4] = 0
+    with Reference(wide(), rows) as reference:
+        shares = reference.shares_of(wide(1.1))
+        assert reference.sqnr_db_of(wide(1.1)) == pytest.approx(-10 * np.log10(shares.sum()), abs=1e-9)
+    assert shares.shape == (21,)
+    assert np.flatnonzero(shares == 0).tolist() == [4]
+
+
+def test_rows_that_fill_up_a_batch_count_with_the_sample_they_repeat() -> None:
+    errors = OutputErrors()
+    expected, found = np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)
+    found[[0, 3]] = 2
+    errors.add({"y": expected}, {"y": found}, np.array([0, 1, 2, 0]))
+    np.testing.assert_allclose(errors.shares(), [0.5, 0, 0])
+
+
+def test_an_output_without_the_batch_in_front_makes_the_batch_one_sample() -> None:
+    errors = OutputErrors()
+    one = {"y": np.ones((3, 2), np.float32), "z": np.ones(5, np.float32)}
+    errors.add(one, {name: 2 * value for name, value in one.items()}, np.arange(3))
+    errors.add(one, one, np.arange(3))
+    np.testing.assert_allclose(errors.shares(), [0.5, 0])

@@ -202,3 +202,30 @@ def test_samples_that_forward_does_not_take_are_refused(own):
 def test_the_example_is_the_demo_word_for_word(name: str) -> None:
     template = Path(init.__file__).parent / "templates" / f"example_{name}.txt"
     assert template.read_text() == (RECIPES / "digits-cnn" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("returned", "outputs"),
+    [
+        ("tokens", ("output",)),
+        ("tokens, mask", ("output1", "output2")),
+        ("(tokens, mask, 1)", ("output1", "output2", "output3")),
+    ],
+)
+def test_outputs_are_as_many_as_forward_is_seen_to_return(own, returned, outputs):
+    (own / "net.py").write_text(MODEL.replace("return tokens", f"return {returned}"))
+    run("net.py:Net", "--samples", "samples.npz")
+    assert load_recipe(own / "recipe.yaml", {}, WORDS).model.outputs == outputs
+
+
+def test_what_was_guessed_is_named_in_the_recipe_and_on_the_screen(own):
+    said = run("net.py:make").stderr
+    assert "edit recipe.yaml where it says EDIT; check cannot tell whether these are right:" in said
+    edits = [line for line in (own / "recipe.yaml").read_text().splitlines() if "EDIT" in line]
+    assert len(edits) == 4
+    for word in ("outputs", "inputs", "profile", "gate"):
+        assert f"    {word} " in said
+
+
+def test_the_example_has_nothing_to_edit(here):
+    assert "EDIT" not in run().stderr + (here / "recipe.yaml").read_text()

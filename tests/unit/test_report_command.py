@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from optimizer.cli.measure import command as measure
 from optimizer.cli.report import command
 from optimizer.errors import UsageError
 from optimizer.report.read import read_report, to_json
@@ -58,3 +59,18 @@ def test_a_run_that_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("OPTIMIZE_HOME", str(tmp_path))
     with pytest.raises(UsageError):
         CliRunner().invoke(command, [str(tmp_path / "nothing")], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("text", ["brk/0009", "9"])
+def test_a_run_that_failed_is_told_from_one_that_is_missing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTIMIZE_HOME", str(tmp_path))
+    log = tmp_path / "runs" / "brk" / "0009" / "logs" / "int8.calibrate.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    for each in (command, measure):
+        with pytest.raises(UsageError, match="this run failed or was interrupted, and left no report") as caught:
+            CliRunner().invoke(each, [text], catch_exceptions=False)
+        assert caught.value.where == str(log.parent.parent)
+        assert f"log: {log}" in str(caught.value.hint)

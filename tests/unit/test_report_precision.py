@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from optimizer.graph.layers import AT_LEAST
 from optimizer.report.html import render_html
 from optimizer.report.markdown import render_markdown
 from optimizer.report.precision import calibrations, layer_tables
@@ -65,6 +66,13 @@ def test_layers_carry_module_work_and_reason_and_a_blank_column_is_left_out() ->
     assert plain.groups[0] == ("node_1", (("layer.1", "Conv", "75.0 %", "int8", "int8"),))
     told = layer_tables(report([layer(1, module="", delivered="fp32", reason="no kernel")]), 9)[0]
     assert told.groups[0][1][0] == ("\u2013", "Conv", "100 %", "int8", "fp32", "no kernel")
+
+
+def test_the_work_of_a_layer_that_cannot_be_counted_reads_as_a_bound() -> None:
+    rows = [layer(1, macs=999), layer(2, macs=1, reason=f"{AT_LEAST}: the shape of 's' cannot be inferred")]
+    table = layer_tables(report(rows), 9)[0]
+    assert [cells[0][2] for _, cells in table.groups] == ["99.9 %", "at least 0.1 %"]
+    assert table.groups[1][1][0][-1].startswith("at least this much work")
 
 
 def test_what_is_left_out_of_a_long_table_is_said() -> None:

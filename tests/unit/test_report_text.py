@@ -167,7 +167,7 @@ def test_the_screen_ends_with_the_verdict_and_what_failed() -> None:
 
     assert "candidates failed" not in render_summary(sample("gpu"))
     *_, last = (line for line in render_summary(sample("demo")).splitlines() if line.startswith("verdict: "))
-    assert "1 of 8 candidates failed; recommended: " in last
+    assert "1 of 9 candidates failed; recommended: " in last
 
 
 def test_an_error_of_several_lines_keeps_them() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from optimizer.report.junit import render_junit
+from optimizer.report.summary import render_summary
 from optimizer.report.title import shaky, title
+from optimizer.report.view import headline
 from optimizer.results import Report
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "report" / "inconclusive.json"
@@ -66,3 +70,67 @@ def test_a_latency_that_is_unstable_and_disturbed_is_said_to_be_both() -> None:
     assert shaken is not None
     assert shaky([None, shaken["1"]]) == "unstable and disturbed"
     assert shaky([None]) == ""
+
+
+def ungated(**changed: Any) -> Report:
+    """A recipe without a gate: a baseline and one candidate, of which `changed` is said."""
+    document = json.loads(report(DECIDED, FAST).model_dump_json())
+    document["candidates"][1] |= {"verdict": {"status": "pass", "reasons": ["no gate"]}} | changed
+    document |= {"gate": None, "verdict": {"status": "pass", "reasons": ["The recipe has no gate."]}}
+    # An older version recommended the baseline where nothing else came out.
+    winner = document["baseline"] if changed.get("status") == "failed" else document["candidates"][1]["name"]
+    document["recommended"] = {"cpu": winner}
+    return Report.model_validate_json(json.dumps(document))
+
+
+def verdict_line(given: Report) -> str:
+    return next(line for line in render_summary(given).splitlines() if line.startswith("verdict: "))
+
+
+FAILED: dict[str, Any] = {"status": "failed", "reason": "why", "verdict": None, "latency_ms": None, "speedup": None}
+
+
+def test_a_recipe_without_a_gate_of_which_nothing_came_is_no_success_anywhere() -> None:
+    given = ungated(**FAILED, artifact=None)
+    said = "Nothing that was asked for could be built"
+    assert headline(given).title == said
+    assert verdict_line(given) == f"verdict: none ({said}); 1 of 2 candidates failed; recommended: nothing"
+    error = ET.fromstring(render_junit(given).split("\n", 1)[1]).find(".//testcase[@name='verdict']/error")
+    assert error is not None
+    assert error.get("message") == said
+
+
+def test_what_was_built_and_could_not_be_measured_is_said_to_be() -> None:
+    artifact = {"path": "m", "sha256": "0" * 64, "bytes": 1, "format": "onnx"}
+    assert headline(ungated(**FAILED, artifact=artifact)).title == "Nothing that was asked for could be measured"
+
+
+def test_one_that_came_out_is_the_twin() -> None:
+    given = ungated()
+    name = given.candidates[1].name
+    assert headline(given).title == f"Fastest: {name}"
+    assert verdict_line(given) == f"verdict: pass; recommended: {name} (cpu)"
+    assert "<error" not in render_junit(given)
+
+
+def test_a_recommendation_by_disturbed_latencies_says_so_where_it_stands() -> None:
+    timed = json.loads(ungated().model_dump_json())["candidates"][1]["latency_ms"]["1"]
+    given = ungated(latency_ms={"1": timed | {"disturbed": True, "disturbed_rounds": 20, "rounds": 20}})
+    assert verdict_line(given).endswith(" (cpu), but latency was disturbed in 20 of 20 rounds: measure again")
+    assert headline(given).title.endswith(", but latency was disturbed: measure again")
+
+
+def test_failed_candidates_are_counted_as_in_the_report() -> None:
+    """The baseline is a candidate, on the screen as in report.md and report.html."""
+    given = ungated(**FAILED, artifact=None)
+    assert headline(given).count.startswith("2 candidates: ")
+    assert "1 of 2 candidates failed" in verdict_line(given)
+
+
+def test_reasons_that_are_left_out_are_counted() -> None:
+    document = json.loads(ungated().model_dump_json())
+    document["verdict"] = {"status": "fail", "reasons": [f"reason {n}" for n in range(5)]}
+    lines = render_summary(Report.model_validate_json(json.dumps(document))).splitlines()
+    assert lines[-2:] == ["  reason 2", "  and 2 more, in report.md"]
+    document["verdict"]["reasons"] = document["verdict"]["reasons"][:3]
+    assert "more, in report.md" not in render_summary(Report.model_validate_json(json.dumps(document)))

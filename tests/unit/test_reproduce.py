@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from optimizer.pipeline.reproduce import Case, Way, write_script
+from optimizer.pipeline.reproduce import Case, Way, command_line, write_script
 from optimizer.stage import Tolerance
 
 CLOSE = Tolerance("float32 in another order", atol=1e-5, rtol=1e-5)
@@ -101,3 +102,30 @@ def test_a_narrow_graph_is_stored_as_the_judge_executes_it(tmp_path: Path) -> No
     way = Way("onnxruntime", optimize=False, emulated=True)
     done = run(write_script(tmp_path / "fault", "overflow", {"whole": case}, way, CLOSE))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_to_be_typed_runs_by_the_python_that_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = write_script(
+        tmp_path / "it is here",
+        "a fault",
+        {"whole": Case(double(tmp_path / "m"), {"x": X}, {"y": X * 2})},
+        Way("onnxruntime"),
+        CLOSE,
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.defpath)  # as where the environment is not activated
+    words = shlex.split(command_line(script))
+    assert words == [sys.executable, str(script)]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def test_the_python_is_named_as_short_as_it_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = tmp_path / "env" / "bin"
+    environment.mkdir(parents=True)
+    (environment / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(environment / "python"))
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(tmp_path)
+    assert command_line(Path("r.py")) == "env/bin/python r.py"
+    monkeypatch.setenv("PATH", f"{environment}{os.pathsep}{os.defpath}")
+    assert command_line(Path("r.py")) == "python r.py"
