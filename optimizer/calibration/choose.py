@@ -17,7 +17,8 @@ from typing import Self
 import numpy as np
 import onnx
 
-from optimizer.calibration.probe import Reference
+from optimizer.calibration.paired import gains
+from optimizer.calibration.probe import Reference, decibels
 from optimizer.calibration.table import CalibrationTable
 from optimizer.data.samples import Array, Samples
 from optimizer.graph.affine import asymmetric, symmetric
@@ -33,6 +34,8 @@ from optimizer.runtime.onnx import OnnxSession
 _NOISE_DB = 0.05
 # What the choice must gain on other samples over the best single method: less is chance, and one method is simpler.
 _GAIN_DB = 0.2
+# What a recipe gets that names no method: kept where no other is better by more than chance.
+DEFAULT = "percentile"
 # Magnitudes this close round to the same integers but for a few.
 _SAME = 0.005
 
@@ -69,7 +72,7 @@ def choose(
     """Return a method per tensor; greedy, tensor by tensor, from the best single method.
 
     `quantized` was made with any of the table's methods; its scales are tried out in one session. `data` are the
-    samples that choose and others that judge: what is not better than the best single method there is dropped.
+    samples that choose and others that judge: what is not better there by more than chance is dropped.
     Raises: StageError for a graph without a float output.
     """
     choosing, judging = data
@@ -87,13 +90,21 @@ def choose(
                 if tried > best + _NOISE_DB:
                     best, choice = tried, {**choice, root: method}
             progress(number + 1, len(trials.roots))
-        judged = {m: trials.sqnr_db(trials.everywhere(m), judged_by) for m in trials.methods}
-        db = trials.sqnr_db(choice, judged_by)
-    single = max(judged, key=lambda method: judged[method])
-    if db < judged[single] + _GAIN_DB:
+        shares = {m: trials.shares(trials.everywhere(m), judged_by) for m in trials.methods}
+        mixed = trials.shares(choice, judged_by)
+    single = _single(shares, start)
+    judged, db = {m: decibels(found) for m, found in shares.items()}, decibels(mixed)
+    if db < judged[single] + _GAIN_DB or not gains(shares[single], {"mixed": mixed})["mixed"].low > 0:
         choice, db = dict.fromkeys(trials.roots, single), judged[single]
     each = {name: method for root, method in choice.items() for name in trials.group(root)}
     return Chosen({**dict.fromkeys(table.tensors, single), **each}, db, judged, len(judging))
+
+
+def _single(shares: Mapping[str, Array], start: str) -> str:
+    """Return the method for all tensors: the recipe's default, unless another that chose itself is surely better."""
+    if DEFAULT not in shares or start == DEFAULT:
+        return start
+    return start if gains(shares[DEFAULT], {start: shares[start]})[start].low > 0 else DEFAULT
 
 
 class _Trials:
@@ -144,13 +155,17 @@ class _Trials:
 
     def sqnr_db(self, choice: Mapping[str, str], reference: Reference) -> float:
         """Return the SQNR of the float outputs against the float32 graph, in dB."""
+        return decibels(self.shares(choice, reference))
+
+    def shares(self, choice: Mapping[str, str], reference: Reference) -> Array:
+        """Return what each sample adds to the share of error of the float outputs."""
         feed: dict[str, Array] = {}
         for root, method in choice.items():
             affine = self.affine(Span.over([self.table.tensors[name].methods[method] for name in self.group(root)]))
             scale, zero_point = self.parameters[root]
             feed[scale] = np.asarray(affine.scale, dtype=np.float32)
             feed[zero_point] = np.asarray(affine.zero_point, dtype=affine.dtype)
-        return reference.sqnr_db(self._session, feed)
+        return reference.shares(self._session, feed)
 
     def _scales_as_inputs(self, graph: onnx.GraphProto) -> None:
         names = {name for pair in self.parameters.values() for name in pair}

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -68,17 +68,23 @@ class OutputErrors:
 
     def __init__(self) -> None:
         self._signal: dict[str, float] = {}
-        self._error: dict[str, float] = {}
+        self._error: dict[str, list[Any]] = {}
 
-    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> None:
-        """Take in one batch; `found` may hold more than `expected`."""
+    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array], owners: Array | None = None) -> None:
+        """Take in one batch; `found` may hold more than `expected`, `owners` is the sample of each row of it.
+
+        Where an output's first axis is not the batch, or no owners are given, the batch counts as one sample.
+        """
+        by_row = owners is not None and all(o.ndim and len(o) == len(owners) for o in expected.values())
+        rows = owners if by_row and owners is not None else np.zeros(1, dtype=np.int64)
         for name, reference in expected.items():
-            signal, error = squares(reference, found[name])
-            self._signal[name] = self._signal.get(name, 0.0) + signal
-            self._error[name] = self._error.get(name, 0.0) + error
+            parts = list(zip(reference, found[name], strict=True)) if by_row else [(reference, found[name])]
+            each = np.array([squares(np.asarray(r), np.asarray(f)) for r, f in parts]).reshape(-1, 2)
+            self._signal[name] = self._signal.get(name, 0.0) + float(each[:, 0].sum())
+            self._error.setdefault(name, []).append(np.bincount(rows, weights=each[:, 1]))
 
-    def sqnr_db(self) -> float:
-        """Return the SQNR in dB, of the mean share of error where there are several outputs.
+    def shares(self) -> Array:
+        """Return what each sample adds to the share of error, the mean over the outputs; they sum to the share.
 
         Raises: StageError when no output is floating point: an integer says nothing of how far it was from another.
         """
@@ -88,11 +94,22 @@ class OutputErrors:
                 where="calibration",
                 hint="Write what to take in place of auto: a number for smooth_quant, a name for method.",
             )
-        shares = [self._error[name] / signal for name, signal in self._signal.items() if signal > 0]
-        share = float(np.mean(shares)) if shares else 0.0
-        if math.isnan(share):
-            return -math.inf
-        return -10.0 * math.log10(share) if share > 0 else math.inf
+        errors = {name: np.concatenate(found) for name, found in self._error.items()}
+        shares = [errors[name] / signal for name, signal in self._signal.items() if signal > 0]
+        found: Array = np.mean(shares, axis=0) if shares else np.zeros_like(next(iter(errors.values())))
+        return found
+
+    def sqnr_db(self) -> float:
+        """Return the SQNR in dB, of the mean share of error where there are several outputs."""
+        return decibels(self.shares())
+
+
+def decibels(shares: Array) -> float:
+    """Return the SQNR in dB of shares of error by sample; what is not a number is the worst."""
+    share = float(shares.sum())
+    if math.isnan(share):
+        return -math.inf
+    return -10.0 * math.log10(share) if share > 0 else math.inf
 
 
 def squares(expected: Array, found: Array) -> tuple[float, float]:
@@ -139,22 +156,33 @@ class Reference:
 
         Raises: StageError when no output is floating point.
         """
+        return decibels(self.shares(session, constants))
+
+    def shares(self, session: Session, constants: Mapping[str, Array] | None = None) -> Array:
+        """Return what each sample adds to the share of error: in every trial the same samples in the same order.
+
+        Raises: StageError when no output is floating point.
+        """
         errors = OutputErrors()
-        for feed, expected in self._batches():
-            errors.add(expected, session.infer({**feed, **(constants or {})}))
-        return errors.sqnr_db()
+        for feed, expected, owners in self._batches():
+            errors.add(expected, session.infer({**feed, **(constants or {})}), owners)
+        return errors.shares()
 
     def sqnr_db_of(self, model: onnx.ModelProto) -> float:
         """Return the SQNR of a graph's outputs in dB, node by node as the graph is written."""
+        return decibels(self.shares_of(model))
+
+    def shares_of(self, model: onnx.ModelProto) -> Array:
+        """Return what each sample adds to a graph's share of error, node by node as the graph is written."""
         with self._open(model, "trial.onnx") as session:
-            return self.sqnr_db(session)
+            return self.shares(session)
 
     def _open(self, model: onnx.ModelProto, name: str) -> OnnxSession:
         path = Path(self._folder.name) / name
         save_model(model, path)
         return OnnxSession(path, optimize=False)
 
-    def _batches(self) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    def _batches(self) -> Iterator[tuple[dict[str, Array], dict[str, Array], Array]]:
         fixed, fit = self._fixed, Fit(_BATCH, _BATCH_BYTES)  # the same batches in every trial
         for number, batch in enumerate(fitting_batches(self._samples, (lambda _: fixed) if fixed else fit.size)):
             # A batch that a graph of fixed batch needs more samples for is filled with its own from the start again.
@@ -164,7 +192,7 @@ class Reference:
             if expected is None:
                 expected = self._expected(number, feed)
             fit.took(batch, sum(value.nbytes for value in expected.values()))
-            yield feed, expected
+            yield feed, expected, rows
 
     def _expected(self, number: int, feed: Mapping[str, Array]) -> dict[str, Array]:
         found = {name: value for name, value in self._session.infer(feed).items() if value.dtype.kind == "f"}

@@ -6,12 +6,14 @@ stem and the classifier, 1.1 % of the multiply-accumulates, make up a third of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
-from optimizer.calibration.probe import Reference
+from optimizer.calibration import paired
+from optimizer.calibration.probe import Reference, decibels
 from optimizer.data.samples import Samples
 from optimizer.graph.cost import count
 from optimizer.graph.index import node_key
@@ -59,14 +61,17 @@ def spare(
 
     Each layer is tried alone; errors of layers add up nearly independently, so they are then taken by gain in error
     power per multiply-accumulate, and each is kept only where it gains beside those before it. `data` are the samples
-    that choose and others that judge: where those gain nothing, no layer is spared.
+    that choose and others that judge: where those gain no more than by chance, no layer is spared.
     """
     choosing, judging = data
     whole = quantize(())
-    macs = count(float32).macs
+    counted = count(float32)
+    macs = counted.macs
     total = sum(macs.values())
     layers = {node_key(node) for node in float32.graph.node if node.op_type in COMPUTE} - whole.left.keys()
-    candidates = [name for name, work in macs.items() if name in layers and 0 < work <= budget * total]
+    # What cannot be counted may be more than the budget, however little of it is known.
+    sized = layers - counted.uncounted
+    candidates = [name for name, work in macs.items() if name in sized and 0 < work <= budget * total]
     if len(layers) < 2:
         candidates = []  # there would be nothing left to quantize
     with Reference(float32, choosing) as reference:
@@ -89,8 +94,10 @@ def spare(
                 taken.append(name)
                 base = now
     with Reference(float32, judging) as others:
-        before, after = (others.sqnr_db_of(quantize(k).model) for k in ((), tuple(taken)))
-    if after <= before:
+        plain, shares = (others.shares_of(quantize(k).model) for k in ((), tuple(taken)))
+    before, after = decibels(plain), decibels(shares)
+    # In float everywhere the error is none, which needs no interval.
+    if not taken or (after < math.inf and not paired.gains(plain, {"spared": shares})["spared"].low > 0):
         return Spared((), 0.0, before, before)
     return Spared(tuple(taken), sum(macs[n] for n in taken) / total, before, after)
 

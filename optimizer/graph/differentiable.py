@@ -16,11 +16,15 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.errors import StageError
+from optimizer.graph.differentiable_layers import WITHOUT, place
 from optimizer.graph.differentiable_operators import OPERATORS, Inputs
 from optimizer.graph.index import attribute, node_key
 
 if TYPE_CHECKING:
     import torch
+
+# Nodes that a refusal names.
+_NAMED = 6
 
 # Sees every node with its output, and returns what stands in its place.
 Observer = Callable[[onnx.NodeProto, Any], Any]
@@ -158,10 +162,9 @@ def _constant(node: onnx.NodeProto) -> Any:
 
 def _check_known(nodes: list[onnx.NodeProto]) -> None:
     known = {*OPERATORS, "QuantizeLinear", "DequantizeLinear"}
-    unknown = sorted({f"{n.domain}:{n.op_type}".removeprefix(":") for n in nodes if n.domain or n.op_type not in known})
+    unknown = [n for n in nodes if n.domain or n.op_type not in known]
     if unknown:
-        raise StageError(
-            f"no gradient is known through {', '.join(unknown)}",
-            where="learning",
-            hint="Take learning out of the variant's options: rounding: nearest.",
+        named = ", ".join(place(n) for n in unknown[:_NAMED]) + (
+            f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         )
+        raise StageError(f"no gradient is known through {named}", where="learning", hint=WITHOUT)

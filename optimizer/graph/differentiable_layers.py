@@ -9,14 +9,26 @@ import onnx
 
 from optimizer.errors import StageError
 from optimizer.graph.index import attribute, node_key
+from optimizer.graph.modules import module_of
 
 Inputs = list[Any]  # torch tensors; None for one that is left out
 Operator = Callable[[onnx.NodeProto, Inputs], Any]
 
+WITHOUT = (
+    "Leave rounding: learned out, and bias_correction with it: bias_correction reads the same graph. float_share: 0.05 "
+    "and method: auto need no gradient."
+)
+
+
+def place(node: onnx.NodeProto) -> str:
+    """Name a node for people: operator, node and the PyTorch module it comes from."""
+    operator, module = f"{node.domain}:{node.op_type}".removeprefix(":"), module_of(node)
+    return f"{operator} '{node_key(node)}'" + (f" of module '{module}'" if module else "")
+
 
 def refuse(node: onnx.NodeProto, what: str) -> StageError:
     """Return the error for an operator, or a form of it, through which no gradient is known."""
-    return StageError(f"no gradient is known through {node.op_type} '{node_key(node)}': {what}", where="learning")
+    return StageError(f"no gradient is known through {place(node)}: {what}", where="learning", hint=WITHOUT)
 
 
 def _padded(node: onnx.NodeProto, x: Any, value: float = 0.0) -> tuple[Any, list[int]]:
@@ -106,6 +118,15 @@ def _layer_normalization(node: onnx.NodeProto, inputs: Inputs) -> Any:
     return functional.layer_norm(x, x.shape[axis:], inputs[1], bias, attribute(node, "epsilon", 1e-5))
 
 
+def _batch_normalization(node: onnx.NodeProto, inputs: Inputs) -> Any:
+    from torch.nn import functional
+
+    if attribute(node, "training_mode", 0) or len([name for name in node.output if name]) > 1:
+        raise refuse(node, "it is in training mode, where mean and variance are the batch's")
+    x, scale, bias, mean, variance = inputs
+    return functional.batch_norm(x, mean, variance, scale, bias, eps=attribute(node, "epsilon", 1e-5))
+
+
 LAYERS: Mapping[str, Operator] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -114,4 +135,5 @@ LAYERS: Mapping[str, Operator] = {
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average_pool,
     "LayerNormalization": _layer_normalization,
+    "BatchNormalization": _batch_normalization,
 }

@@ -24,7 +24,7 @@ class Choose(Stage):
     name: ClassVar[str] = "choose"
     consumes: ClassVar[Mapping[str, Format]] = {"table": "calibration", "graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "calibration"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
 
     method: Literal["minmax", "percentile", "entropy", "mse", "auto"] = Field(

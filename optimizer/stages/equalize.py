@@ -30,7 +30,7 @@ class Equalize(Stage):
     """
 
     name: ClassVar[str] = "equalize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
@@ -47,7 +47,8 @@ class Equalize(Stage):
 
     smooth_quant: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] | None = Field(
         None,
-        description="SmoothQuant: share of activations' outliers that weights take over; auto: the best measured",
+        description="SmoothQuant: share of activations' outliers that weights take over; auto: measured, "
+        "and left out where it gains no more than by chance",
     )
     cross_layer: bool = Field(False, description="equalize the channels between consecutive convolutions")
     method: Literal["minmax", "percentile", "entropy", "mse", "auto"] = Field(
@@ -160,8 +161,22 @@ class Equalize(Stage):
 def _sentence(choice: Choice, method: str, dialect: str) -> str:
     order = sorted(choice.trials, key=lambda alpha: -1.0 if alpha is None else alpha)
     numbers = ", ".join(f"{'plain' if a is None else format(a, 'g')} {choice.trials[a]:.1f}" for a in order)
-    picked = "the plain graph" if choice.alpha is None else f"alpha {choice.alpha:g}"
     return (
-        f"smooth_quant auto took {picked}: int8 SQNR in dB at the outputs was {numbers} "
+        f"smooth_quant auto took {_verdict(choice)}: int8 SQNR in dB at the outputs was {numbers} "
         f"({choice.calibrating} samples calibrated, {choice.judging} others judged, {method}, {dialect} dialect)"
+    )
+
+
+def _verdict(choice: Choice) -> str:
+    from optimizer.calibration.paired import FEWEST
+
+    if choice.alpha is not None:
+        near = ", ".join(format(alpha, "g") for alpha in choice.near)
+        apart = f", too near to call with {near}" if near else ""
+        return f"alpha {choice.alpha:g}, against plain {choice.gain} on the same samples{apart}"
+    if choice.judging < FEWEST:
+        return f"the plain graph, as fewer than {FEWEST} samples that judge tell no gain from chance"
+    return (
+        f"the plain graph, as no alpha is better by more than chance ({choice.best:g} and its neighbours, the best, "
+        f"by {choice.gain})"
     )

@@ -20,7 +20,7 @@ class Refine(Stage):
     """Bring the outputs of a quantized graph closer to float32's without touching its structure."""
 
     name: ClassVar[str] = "refine"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     consumes: ClassVar[Mapping[str, Format]] = {"float32": "onnx", "graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "torch", "numpy")

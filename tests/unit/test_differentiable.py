@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from optimizer.errors import StageError
 from optimizer.graph.differentiable import TorchGraph, fake_quantize
 from optimizer.graph.differentiable_operators import OPERATORS
+from optimizer.graph.modules import MODULE
 from optimizer.runtime.onnx import OnnxSession
 
 RNG = np.random.default_rng(0)
@@ -78,6 +79,11 @@ CASES: dict[str, list[tuple[Any, list[Any], dict[str, Any]]]] = {
     "LayerNormalization": [
         (floats(2, 3, 8), [floats(8), floats(8)], {"epsilon": 1e-3}),
         (floats(2, 3, 8), [floats(3, 8)], {"axis": 1}),
+    ],
+    "BatchNormalization": [
+        (IMAGE, [floats(4), floats(4), floats(4), positive(4)], {"epsilon": 1e-2}),
+        (floats(2, 4, 9), [floats(4), floats(4), floats(4), positive(4)], {}),
+        (floats(5, 4), [floats(4), floats(4), floats(4), positive(4)], {}),
     ],
     "Clip": [
         (IMAGE, [np.array(-0.5, np.float32), np.array(0.5, np.float32)], {}),
@@ -150,15 +156,59 @@ def test_operator_computes_what_onnxruntime_computes(name: str, number: int, tmp
         np.testing.assert_allclose(found[output].numpy(), value, rtol=1e-4, atol=1e-5)
 
 
-def test_operators_without_a_gradient_are_all_named() -> None:
+def test_nodes_without_a_gradient_are_named_with_their_modules_and_the_way_on() -> None:
     graph = helper.make_graph(
-        [helper.make_node("Det", ["x"], ["d"]), helper.make_node("Foo", ["d"], ["y"], domain="com.example")],
+        [
+            helper.make_node("Det", ["x"], ["d"], name="node_det"),
+            helper.make_node("Foo", ["d"], ["y"], domain="com.example"),
+        ],
         "odd",
         [helper.make_tensor_value_info("x", 1, [2, 2])],
         [helper.make_tensor_value_info("y", 1, [])],
     )
-    with pytest.raises(StageError, match=r"no gradient is known through Det, com\.example:Foo"):
+    graph.node[0].metadata_props.add(key=MODULE, value="head.volume")
+    with pytest.raises(StageError) as caught:
         TorchGraph(helper.make_model(graph))
+    said = str(caught.value)
+    assert "no gradient is known through Det 'node_det' of module 'head.volume', com.example:Foo 'y'" in said
+    assert "Leave rounding: learned out" in said
+    assert "float_share: 0.05" in said
+
+
+def test_many_nodes_without_a_gradient_are_counted() -> None:
+    nodes = [helper.make_node("Det", ["x"], [f"d{i}"]) for i in range(9)]
+    x = helper.make_tensor_value_info("x", 1, [2, 2])
+    with pytest.raises(StageError, match=r"Det 'd5' and 3 more"):
+        TorchGraph(helper.make_model(helper.make_graph(nodes, "odd", [x], [onnx.ValueInfoProto(name="d0")])))
+
+
+def test_batch_normalization_is_that_of_inference_with_its_gradient() -> None:
+    import torch
+
+    scale, bias, mean, variance = floats(4), floats(4), floats(4), positive(4)
+    model = one_node("BatchNormalization", IMAGE, [scale, bias, mean, variance], {"epsilon": 1e-2})
+    graph = TorchGraph(model)
+    learned = torch.tensor(scale, requires_grad=True)
+    found = graph.run({"x": IMAGE}, {"c0": learned})["y"]
+    found.sum().backward()
+
+    def wide(value: Any) -> Any:
+        return value.astype(np.float64).reshape(1, 4, 1, 1)
+
+    steps = (IMAGE.astype(np.float64) - wide(mean)) / np.sqrt(wide(variance) + 1e-2)
+    np.testing.assert_allclose(found.detach().numpy(), steps * wide(scale) + wide(bias), rtol=1e-5, atol=1e-6)
+    assert learned.grad is not None
+    np.testing.assert_allclose(learned.grad.numpy(), steps.sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    # A mean and variance of the batch's own are another function.
+    own = (IMAGE - IMAGE.mean((0, 2, 3), keepdims=True)) / np.sqrt(IMAGE.var((0, 2, 3), keepdims=True) + 1e-2)
+    assert not np.allclose(found.detach().numpy(), own * wide(scale) + wide(bias), atol=1e-2)
+
+
+def test_batch_normalization_in_training_mode_is_refused() -> None:
+    tensors = [floats(4), floats(4), floats(4), positive(4)]
+    model = one_node("BatchNormalization", IMAGE, tensors, {"training_mode": 1})
+    with pytest.raises(StageError, match=r"through BatchNormalization 'y': it is in training mode"):
+        TorchGraph(model).run({"x": IMAGE})
 
 
 @pytest.mark.parametrize("zero_point", [np.int8(0), np.uint8(37)])

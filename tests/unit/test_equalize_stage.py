@@ -68,7 +68,7 @@ def test_planted_outliers_are_smoothed_by_several_db(tmp_path: Path) -> None:
     smoothed = quantized_sqnr_db(onnx.load(path), model, tmp_path / "smoothed")
     assert smoothed > plain + 6
     assert "smooth_quant auto took alpha" in notes[0]
-    assert "(40 samples calibrated, 20 others judged, minmax, tensorrt dialect)" in notes[0]
+    assert "(30 samples calibrated, 30 others judged, minmax, tensorrt dialect)" in notes[0]
     assert notes[1].endswith("0 activations scaled in the layers before them, 2 by a Mul each")
 
 
@@ -149,7 +149,7 @@ def test_cross_layer_is_done_first_and_both_are_noted(tmp_path: Path) -> None:
 def test_auto_judges_by_samples_that_did_not_calibrate() -> None:
     samples = texts(300)
     calibrating, judging = split(samples)
-    assert (len(calibrating), len(judging)) == (64, 32)
+    assert (len(calibrating), len(judging)) == (128, 128)
     assert not {id(s.inputs["x"]) for s in calibrating} & {id(s.inputs["x"]) for s in judging}
 
 
@@ -166,8 +166,9 @@ def test_auto_tries_the_plain_graph_and_both_neighbours_of_the_best_alpha() -> N
     assert {round(a, 2) for a in tried} - set(GRID) == {
         a for a in (round(best - 0.05, 2), round(best + 0.05, 2)) if a <= 1
     }
-    assert choice.trials[choice.alpha] == max(choice.trials.values())
+    assert choice.alpha is not None
     assert choice.trials[choice.alpha] > choice.trials[None] + 6
+    assert choice.gain.low > 0
 
 
 def test_too_few_samples_for_auto_are_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,11 @@ def table(coarse: str) -> CalibrationTable:
     for layer, name in inputs.items():
         found = MethodRange(-4.0, 4.0, 100.0 if layer == coarse else 4.0)
         ranges[name] = TensorRange(-4.0, 4.0, 64, "minmax", {"minmax": found})
+    ranges["rows"] = ranges[inputs["last"]]
     return CalibrationTable("minmax", 99.999, 64, ranges)
 
 
-def spared(coarse: str, budget: float) -> Any:
+def spared(coarse: str, budget: float, network: Callable[[], onnx.ModelProto] = network) -> Any:
     made = table(coarse)
     return spare(
         network(),
@@ -90,3 +92,45 @@ def test_where_nothing_fits_nothing_is_spared() -> None:
     assert (found.layers, found.share) == ((), 0.0)
     assert found.after_db == found.before_db
     assert found.sentence() == "float_share: no layer gains the outputs anything in float"
+
+
+def uncounted() -> onnx.ModelProto:
+    """`network`, whose layer `last` gets those rows alone that a condition takes: all, which no graph tells."""
+    model = network()
+    graph = model.graph
+    nodes = list(graph.node)
+    last = next(i for i, node in enumerate(nodes) if node.name == "last")
+    made = [
+        helper.make_node("ReduceMax", ["wider_r", "axis"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "low"], ["taken"]),
+        helper.make_node("Compress", ["wider_r", "taken"], ["rows"], axis=0),
+    ]
+    nodes[last].input[0] = "rows"
+    del graph.node[:]
+    graph.node.extend([*nodes[:last], *made, *nodes[last:]])
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    graph.initializer.append(numpy_helper.from_array(np.float32(-9), "low"))
+    return model
+
+
+def test_a_layer_that_cannot_be_counted_is_not_spared() -> None:
+    """Its lower bound would fit in any budget; counted (above), the same layer is the first to be spared."""
+    assert "last" not in spared("last", 0.12, uncounted).layers
+
+
+def test_a_gain_within_chance_on_the_samples_that_judge_spares_no_layer() -> None:
+    made = table("cheap")
+    chosen, judging = halves(samples(), "float_share")
+
+    def found(data: Any) -> Any:
+        return spare(
+            network(),
+            lambda layers: quantize(network(), made.tensors, "tensorrt", tuple(layers)),
+            0.12,
+            data,
+            lambda *_: None,
+        )
+
+    few = [judging[i] for i in range(5)]  # better in all five, which chance does in one of 32 cases
+    assert found((chosen, few)).layers == ()
+    assert found((chosen, judging)).layers != ()
