@@ -170,9 +170,16 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return f"a mapping with {', '.join(map(str, list(value)[:4]))}" if value else "an empty mapping"
+        return (
+            f"a mapping with {', '.join(_line(str(key)) for key in list(value)[:4])}" if value else "an empty mapping"
+        )
     if isinstance(value, list):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, str):
-        return f"'{value if len(value) <= 60 else value[:57] + '...'}'"
+        return f"'{_line(value if len(value) <= 60 else value[:57] + '...')}'"
     return str(value)
+
+
+def _line(text: str) -> str:
+    """Write what breaks a line, and what cannot be seen, as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

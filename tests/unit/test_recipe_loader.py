@@ -319,6 +319,12 @@ def test_whatever_stands_in_a_recipe_is_accepted_or_refused_line_by_line(folder,
         assert all(line.startswith(f"{path}:") for line in lines)
 
 
+def test_what_breaks_a_line_is_shown_as_its_escape(folder):
+    (folder / "recipe.yaml").write_text('"\\r\\u2028x"\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"needs a mapping, got '\\r\\u2028x'"):
+        load_recipe(folder / "recipe.yaml", {}, WORDS)
+
+
 def test_loading_imports_no_heavy_package(folder):
     load(folder)
     code = (
