@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from optimizer.measure.observed import OTHERS_SHARE, STOLEN_SHARE
-from optimizer.measure.surroundings import shares, ticks
+from optimizer.measure.observed import taken_by_hypervisor, used_by_others
+from optimizer.measure.surroundings import allowed, shares, ticks
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ def watched(processors: Sequence[int]) -> Iterator[Bystanders]:
     A child's own waiting cannot be read from here once it has ended, so that shares of the whole stretch must do.
     Source: proc(5), /proc/stat; getrusage(2), RUSAGE_CHILDREN.
     """
-    own = tuple(processors) or tuple(sorted(_allowed()))
+    own = tuple(processors) or tuple(sorted(allowed()))
     found = Bystanders()
     before, spent, started = ticks(), _spent(), os.times().elapsed
     yield found
@@ -40,18 +40,9 @@ def watched(processors: Sequence[int]) -> Iterator[Bystanders]:
 
 def sentences(others: float | None, stolen: float | None) -> tuple[str, ...]:
     """Return what of it makes the numbers less than those of a quiet machine, by the limits of the latency."""
-    said = []
-    if (others or 0) > OTHERS_SHARE:
-        said.append(f"others used {others:.0%} of the processors measured on")
-    if (stolen or 0) > STOLEN_SHARE:
-        said.append(f"the hypervisor took {stolen:.1%} of the processors' time")
-    return tuple(said)
+    return (*used_by_others(others), *taken_by_hypervisor(stolen))
 
 
 def _spent() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def _allowed() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -47,13 +47,20 @@ def causes(facts: Mapping[str, Any]) -> list[str]:
     return [f"{reason} in {count} of {facts['rounds']} rounds" for reason, count in facts["disturbed_rounds"].items()]
 
 
+def used_by_others(share: float | None) -> tuple[str, ...]:
+    """Return the sentence for more than a quiet machine's others use of the processors measured on."""
+    return (f"others used {share:.0%} of the processors measured on",) if (share or 0) > OTHERS_SHARE else ()
+
+
+def taken_by_hypervisor(share: float | None) -> tuple[str, ...]:
+    """Return the sentence for more than a quiet machine's hypervisor takes of the processors' time."""
+    return (f"the hypervisor took {share:.1%} of the processors' time",) if (share or 0) > STOLEN_SHARE else ()
+
+
 def complaints(facts: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each thing that makes these numbers less than those of a quiet machine."""
     said = causes(facts)
-    if (facts["stolen_share"] or 0) > STOLEN_SHARE:
-        said.append(f"the hypervisor took {facts['stolen_share']:.1%} of the processors' time")
-    if (facts["others_share"] or 0) > OTHERS_SHARE:
-        said.append(f"others used {facts['others_share']:.0%} of the processors measured on")
+    said += [*taken_by_hypervisor(facts["stolen_share"]), *used_by_others(facts["others_share"])]
     if facts["gpu_unwatched"]:
         said.append(f"the GPU was not watched: {facts['gpu_unwatched']}")
     gpu = facts["gpu"]

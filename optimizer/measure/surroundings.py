@@ -60,7 +60,7 @@ class Watch:
     """
 
     def __init__(self, processors: tuple[int, ...] = (), device: str = "cpu") -> None:
-        self.processors = processors or tuple(sorted(_allowed()))
+        self.processors = processors or tuple(sorted(allowed()))
         self.device = device
         self._files: dict[str, int] = {}
         self._gpu: GpuWatch | None = None
@@ -207,7 +207,8 @@ def _difference(before: int | None, after: int | None, unit: float) -> float | N
     return None if before is None or after is None else (after - before) / unit
 
 
-def _allowed() -> set[int]:
+def allowed() -> set[int]:
+    """Return the processors that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
