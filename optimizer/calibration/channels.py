@@ -12,9 +12,8 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.calibration.batching import Fit, fitting_batches
-from optimizer.calibration.collect import BATCH, Progress, fixed_batch
+from optimizer.calibration.collect import BATCH, Progress, fixed_batch, not_finite
 from optimizer.data.samples import Array, Samples
-from optimizer.errors import StageError
 from optimizer.graph.files import save_model
 from optimizer.runtime.onnx import OnnxSession
 
@@ -61,11 +60,7 @@ def _checked(name: str, largest: Array, identities: list[str]) -> Array:
     if np.isfinite(largest.astype(np.float64)).all():
         return largest
     many = f"one of the samples {identities[0]} to {identities[-1]}"
-    raise StageError(
-        f"activation '{name}' becomes NaN or infinite on {many if len(identities) > 1 else f'sample {identities[0]}'}",
-        where="calibration data",
-        hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
-    )
+    raise not_finite(name, many if len(identities) > 1 else f"sample {identities[0]}", "calibration data")
 
 
 def _add_reduction(model: onnx.ModelProto, name: str, channels: int) -> None:

@@ -180,13 +180,18 @@ def _fold(session: OnnxSession, batch: Batch, feed: dict[str, Array], collected:
             with collected.locks[name]:
                 finite = histogram.fold(values, room)
             if not finite:
-                raise StageError(
-                    f"activation '{name}' becomes NaN or infinite on {_culprits(values, batch)}",
-                    where=collected.where,
-                    hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
-                )
+                raise not_finite(name, _culprits(values, batch), collected.where)
     finally:
         collected.rooms.put(room)
+
+
+def not_finite(activation: str, samples: str, where: str) -> StageError:
+    """Return the error for an activation that no range can be found of; `samples` says on which it happens."""
+    return StageError(
+        f"activation '{activation}' becomes NaN or infinite on {samples}",
+        where=where,
+        hint="The float32 model itself overflows there: check the preprocessing and the checkpoint.",
+    )
 
 
 def _fill(array: Array, missing: int) -> Array:
