@@ -5,8 +5,8 @@ threads, in one run.
                                  [--work DIR] [--json FILE]
 
 Rows. Ours: torch eager, torch_compile, onnxruntime and openvino, each with every artifact it takes: fp32, fp16, bf16,
-int8 by the default recipe and with residual sums in int8 (CPU dialect). Bare: the loop an expert would write around
-that runtime and artifact, with the runtime's own options but for threads: `module(x)`, all inside one
+int8 by the default recipe and with residual sums in int8, in the runtime's own dialect. Bare: the loop an expert would
+write around that runtime and artifact, with the runtime's own options but for threads: `module(x)`, all inside one
 torch.inference_mode(); `session.run_with_iobinding(binding)`; `request.infer()` over tensors that are set. Peers:
 onnxruntime's quantize_static (uint8), NNCF's int8 in OpenVINO, OpenVINO's default precision hint (bf16 where the CPU
 multiplies it in tiles) over our fp32 and int8 and NNCF's, torch in bf16. NNCF has an environment of its own, created

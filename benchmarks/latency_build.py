@@ -35,6 +35,7 @@ NNCF = ("nncf==3.4.*", "openvino=={openvino}", "onnx")
 JUDGED = 64  # pictures that the SQNR is taken over
 # our int8 variants: the default, and residual sums as integers too
 INT8: dict[str, dict[str, Any]] = {"int8": {}, "int8 sums": {"residuals": "int8"}}
+DIALECTS = {"onnxruntime": "cpu", "openvino": "openvino"}  # of the runtime that takes them
 
 
 class Pictures(Samples):
@@ -79,8 +80,8 @@ def started(model: str, folder: pathlib.Path, calibration: int) -> tuple[Bench, 
     return bench, bench.run(collect, {role: sources[role] for role in collect.roles}), splits.evaluation
 
 
-def _int8(bench: Bench, graph: Artifact, options: Mapping[str, Any]) -> pathlib.Path:
-    return bench.variant(graph, options, "cpu").file
+def _int8(bench: Bench, graph: Artifact, options: Mapping[str, Any], dialect: str) -> pathlib.Path:
+    return bench.variant(graph, options, dialect).file
 
 
 def build(model: str, folder: pathlib.Path, python: str, calibration: int) -> dict[str, Any]:
@@ -99,7 +100,11 @@ def build(model: str, folder: pathlib.Path, python: str, calibration: int) -> di
     work: dict[str, Callable[[], pathlib.Path]] = {
         "fp16": lambda: bench.run(Float16(), sources).file,
         "bf16": lambda: bench.run(BFloat16(), sources).file,
-        **{name: partial(_int8, bench, graph, options) for name, options in INT8.items()},
+        **{
+            f"{runtime} {name}": partial(_int8, bench, graph, options, dialect)
+            for runtime, dialect in DIALECTS.items()
+            for name, options in INT8.items()
+        },
         "onnxruntime uint8": lambda: quantize_static(graph.file, folder / "onnxruntime-uint8.onnx", seen),
     }
     if python:
@@ -112,7 +117,9 @@ def build(model: str, folder: pathlib.Path, python: str, calibration: int) -> di
             document["failed"][name] = f"{type(error).__name__}: {error}"[:400]
         document["seconds"][name] = round(time.perf_counter() - begun, 1)
     document["notes"] = bench.notes
-    return without_repeats(document, "int8", "int8 sums")
+    for runtime in DIALECTS:
+        document = without_repeats(document, f"{runtime} int8", f"{runtime} int8 sums")
+    return document
 
 
 def without_repeats(document: dict[str, Any], first: str, second: str) -> dict[str, Any]:

@@ -173,14 +173,15 @@ def candidates(artifacts: Mapping[str, str]) -> list[Candidate]:
         Candidate("openvino default hint", "peer", "fp32", partial(BareOpenVino, properties={})),
         Candidate("NNCF", "peer", "NNCF int8", BareOpenVino),
         Candidate("NNCF, default hint", "peer", "NNCF int8", partial(BareOpenVino, properties={})),
-        Candidate("our int8, default hint", "peer", "int8", partial(BareOpenVino, properties={})),
+        Candidate("our int8, default hint", "peer", "openvino int8", partial(BareOpenVino, properties={})),
     ]
     for runtime, ours, bare, written in (
-        ("onnxruntime", OnnxRuntimeRunner, BareOnnxRuntime, ("fp32", "fp16", "int8", "int8 sums")),
-        ("openvino", OpenVinoRunner, BareOpenVino, ("fp32", "fp16", "bf16", "int8", "int8 sums")),
+        ("onnxruntime", OnnxRuntimeRunner, BareOnnxRuntime, ("fp32", "fp16")),
+        ("openvino", OpenVinoRunner, BareOpenVino, ("fp32", "fp16", "bf16")),
     ):
-        for artifact in written:
-            name = f"{runtime} {artifact}"
+        made = {f"{runtime} {artifact}": artifact for artifact in written}
+        made |= {name: name for name in (f"{runtime} int8", f"{runtime} int8 sums")}
+        for name, artifact in made.items():
             found.append(Candidate(name, "ours", artifact, runner(ours)))
             found.append(Candidate(f"{name}, bare", "bare", artifact, bare, name))
     return [candidate for candidate in found if candidate.artifact in artifacts]

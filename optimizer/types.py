@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+# The form of quantization that the kernels of a target take: TensorRT's, onnxruntime's on a CPU, OpenVINO's.
+Dialect = Literal["tensorrt", "cpu", "openvino"]
 Format = Literal["checkpoint", "code", "data", "onnx", "engine", "calibration", "diagnosis", "measurement"]
 
 # The main file of an artifact's directory; external data and receipts lie beside it.

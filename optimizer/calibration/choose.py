@@ -21,14 +21,14 @@ from optimizer.calibration.paired import gains
 from optimizer.calibration.probe import Reference, decibels
 from optimizer.calibration.table import CalibrationTable
 from optimizer.data.samples import Array, Samples
-from optimizer.graph.affine import asymmetric, symmetric
+from optimizer.graph.affine import ACTIVATION
 from optimizer.graph.files import copy_model, save_model
 from optimizer.graph.index import GraphIndex
 from optimizer.graph.learnable import shared_scales
-from optimizer.graph.quantizable import Dialect
 from optimizer.graph.quantize import Quantized
 from optimizer.graph.sharing import Span
 from optimizer.runtime.onnx import OnnxSession
+from optimizer.types import Dialect
 
 # Below this a difference of the outputs' SQNR is noise of the few samples.
 _NOISE_DB = 0.05
@@ -112,12 +112,16 @@ class _Trials:
 
     def __init__(self, quantized: Quantized, table: CalibrationTable, dialect: Dialect) -> None:
         self.table = table
-        self.affine = symmetric if dialect == "tensorrt" else asymmetric
+        self.affine = ACTIVATION[dialect]
         free = set(shared_scales(GraphIndex(quantized.model)))
         self.parameters = {root: names for root, names in quantized.parameters.items() if names[0] in free}
         self.roots = sorted(self.parameters)
         self.methods: tuple[str, ...] = tuple(next(iter(table.tensors.values())).methods)
         self._groups = quantized.groups
+        self._types = {
+            tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).type
+            for tensor in quantized.model.graph.initializer
+        }
         self._folder = tempfile.TemporaryDirectory(prefix="choose-")
         model = copy_model(quantized.model)
         self._scales_as_inputs(model.graph)
@@ -163,8 +167,9 @@ class _Trials:
         for root, method in choice.items():
             affine = self.affine(Span.over([self.table.tensors[name].methods[method] for name in self.group(root)]))
             scale, zero_point = self.parameters[root]
-            feed[scale] = np.asarray(affine.scale, dtype=np.float32)
-            feed[zero_point] = np.asarray(affine.zero_point, dtype=affine.dtype)
+            stored = affine.stored_as(self._types[zero_point])  # a sign may change with the method, an input's type not
+            feed[scale] = np.asarray(stored.scale, dtype=np.float32)
+            feed[zero_point] = np.asarray(stored.zero_point, dtype=stored.dtype)
         return reference.shares(self._session, feed)
 
     def _scales_as_inputs(self, graph: onnx.GraphProto) -> None:

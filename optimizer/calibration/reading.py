@@ -11,9 +11,9 @@ from collections.abc import Collection
 import onnx
 
 from optimizer.graph.index import FLOAT, GraphIndex
-from optimizer.graph.placement import Layers, measured_tensors, place_tensorrt
-from optimizer.graph.quantizable import Dialect
+from optimizer.graph.placement import Layers, measured_tensors, place
 from optimizer.graph.quantize import activations, examine_all, typed_index
+from optimizer.types import Dialect
 
 # Their output holds the values of their input, each of them once.
 _SAME_VALUES = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
@@ -22,8 +22,8 @@ _SAME_VALUES = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsquee
 def tensors_to_calibrate(model: onnx.ModelProto, dialects: Collection[Dialect], *, integer_sums: bool) -> list[str]:
     """Return the activations whose ranges the dialects may ask for, sorted.
 
-    TensorRT's asks for what layers read; the CPU's asks for what they write, too: onnxruntime has integer kernels for
-    layers that read and write integers. Residual sums in int8 ask for more, of either: `integer_sums`.
+    TensorRT's and OpenVINO's ask for what layers read; the CPU's asks for what they write, too: onnxruntime has integer
+    kernels for layers that read and write integers. Residual sums in int8 ask for more, of all: `integer_sums`.
     Raises: StageError as `quantize` does.
     """
     every = activations(model)
@@ -34,7 +34,8 @@ def tensors_to_calibrate(model: onnx.ModelProto, dialects: Collection[Dialect], 
     layers = Layers(candidates, products, (), left)
     if "cpu" in dialects:
         return measured_tensors(index, layers)
-    return sorted(name for name in place_tensorrt(index, layers, {}).roots if index.float_type(name) == FLOAT)
+    asked = {name for dialect in dialects for name in place(index, layers, {}, dialect).roots}
+    return sorted(name for name in asked if index.float_type(name) == FLOAT)
 
 
 def stand_ins(model: onnx.ModelProto, tensors: Collection[str]) -> dict[str, str]:

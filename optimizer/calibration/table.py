@@ -1,4 +1,4 @@
-"""The calibration table: ranges per tensor by every method, as readable JSON that serves both dialects."""
+"""The calibration table: ranges per tensor by every method, as readable JSON that serves all dialects."""
 
 from __future__ import annotations
 

@@ -7,11 +7,14 @@ Wu et al. 2020, arXiv:2004.09602, section 3 (symmetric: -127..127, so that negat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from optimizer.types import Dialect
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -46,6 +49,11 @@ class Affine:
     dtype: type[np.generic]
     degenerate: bool = False
 
+    def stored_as(self, dtype: type[np.generic]) -> Affine:
+        """Return the same values as int8 or uint8: both hold 256 of them, 128 apart."""
+        shift = 0 if dtype is self.dtype else 128 if dtype is np.uint8 else -128
+        return replace(self, zero_point=self.zero_point + shift, dtype=dtype)
+
 
 def symmetric(bounds: Bounds) -> Affine:
     """Return int8 with zero point 0, for [-magnitude, magnitude] on -127..127."""
@@ -62,6 +70,21 @@ def asymmetric(bounds: Bounds) -> Affine:
     if scale < _TINY:
         return Affine(1.0, 0, np.uint8, degenerate=True)
     return Affine(scale, int(np.clip(np.rint(-low / scale), 0, 255)), np.uint8)
+
+
+def signed_or_unsigned(bounds: Bounds) -> Affine:
+    """Return uint8 with zero point 0 where nothing is negative (by half a step at most), else symmetric int8."""
+    unsigned = asymmetric(bounds)
+    return symmetric(bounds) if unsigned.zero_point else unsigned
+
+
+# How a dialect holds an activation. OpenVINO's integer kernels take either sign, but no zero point without a price: it
+# costs ResNet-18's first convolution half its time again (OpenVINO 2026.4, matrix tiles).
+ACTIVATION: Mapping[Dialect, Callable[[Bounds], Affine]] = {
+    "tensorrt": symmetric,
+    "cpu": asymmetric,
+    "openvino": signed_or_unsigned,
+}
 
 
 def weight_scales(weight: Float32, axis: int, bias: Float32 | None = None, input_scale: float = 1.0) -> Float32:

@@ -1,4 +1,4 @@
-"""Where Q/DQ pairs stand, in each of two dialects; what they hold is decided by the ranges of one calibration table."""
+"""Where Q/DQ pairs stand, in each of three dialects; what they hold the ranges of one calibration table decide."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import onnx
 
 from optimizer.errors import StageError
-from optimizer.graph.affine import Affine, Bounds, asymmetric, symmetric
+from optimizer.graph.affine import ACTIVATION, Affine, Bounds
 from optimizer.graph.index import FLOAT, GraphIndex, node_key
 from optimizer.graph.quantizable import Candidate, Product
 from optimizer.graph.residuals import Sum
 from optimizer.graph.sharing import Span, share
+from optimizer.types import Dialect
 
 # Moving or picking values keeps their scale: onnxruntime runs these on the integers themselves.
 SAME_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
@@ -30,6 +31,8 @@ _MOVING = SAME_SCALE | {
 }
 # Layers that onnxruntime quantizes by itself, one scale per weight, where it finds them between integers.
 _TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
+# What OpenVINO moves the scale of a layer across.
+_SCALED = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Neg", "Mul", "Div"})
 Edge = tuple[str, int]  # first output of the reading node, position among its inputs
 
 
@@ -79,6 +82,15 @@ class Layers:
     kept: Collection[str] = ()
 
 
+def place(index: GraphIndex, layers: Layers, ranges: Mapping[str, Bounds], dialect: Dialect) -> Placement:
+    """Place the pairs as a dialect wants them."""
+    if dialect == "cpu":
+        return place_cpu(index, layers)
+    if dialect == "openvino":
+        return place_openvino(index, layers)
+    return place_tensorrt(index, layers, ranges)
+
+
 def place_tensorrt(index: GraphIndex, layers: Layers, ranges: Mapping[str, Bounds]) -> Placement:
     """Quantize the inputs of the candidates and products, and of sums the input that is no convolution's result.
 
@@ -89,6 +101,14 @@ def place_tensorrt(index: GraphIndex, layers: Layers, ranges: Mapping[str, Bound
     and 4.3 dB of ResNet-56's (512 CIFAR-10 pictures calibrate, 3,000 judge).
     Source: the TensorRT documentation, "Q/DQ layer-placement recommendations".
     """
+    placement = _inputs(layers)
+    if placement.roots.keys() <= ranges.keys():  # who is missing is named by the caller
+        placement.join(share(index, placement.roots, ranges))
+    return placement
+
+
+def _inputs(layers: Layers) -> Placement:
+    """Quantize what layers and products read, and of sums what is no convolution's result."""
     placement = Placement()
     for found in layers.candidates:
         placement.read(found.data_name, found.node, found.data)
@@ -96,9 +116,36 @@ def place_tensorrt(index: GraphIndex, layers: Layers, ranges: Mapping[str, Bound
         placement.read_operands(product.node)
     for found_sum in layers.sums:
         placement.read(found_sum.node.input[found_sum.other], found_sum.node, found_sum.other)
-    if placement.roots.keys() <= ranges.keys():  # who is missing is named by the caller
-        placement.join(share(index, placement.roots, ranges))
     return placement
+
+
+def place_openvino(index: GraphIndex, layers: Layers) -> Placement:
+    """Quantize as for TensorRT, in front of the operators that only move values: OpenVINO moves no pair across them.
+
+    Numeric: like TensorRT's, its convolutions add a residual in their kernel and write what the next layer reads, in
+    integers or float: pairs behind them would round once more and gain nothing. In Concat every input keeps its scale.
+    """
+    placement = _inputs(layers)
+    for found in layers.candidates:
+        if _is_scaled_twice(index, found):
+            placement.read_everywhere(str(found.node.output[0]))
+    for tensor in list(placement.roots):
+        _share_scale_upwards(index, placement, tensor, layers.kept)
+    return placement
+
+
+def _is_scaled_twice(index: GraphIndex, found: Candidate) -> bool:
+    """Does OpenVINO 2026.4 multiply a layer's result by its scale twice?
+
+    It does so for a convolution without bias whose result, or a multiple of it, several operators read as float. A pair
+    behind the convolution ends what it fuses.
+    """
+    if found.node.op_type not in {"Conv", "ConvTranspose"} or found.bias is not None:
+        return False
+    tensor = str(found.node.output[0])
+    while (reader := index.sole_reader(tensor)) is not None and reader.op_type in _SCALED:
+        tensor = str(reader.output[0])
+    return len(index.readers.get(tensor, ())) + (tensor in index.outputs) > 1
 
 
 def place_cpu(index: GraphIndex, layers: Layers) -> Placement:
@@ -236,9 +283,9 @@ def check_ranges(placement: Placement, ranges: Mapping[str, Bounds], where: str)
         )
 
 
-def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: str) -> dict[str, Affine]:
+def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: Dialect) -> dict[str, Affine]:
     """Return scale and zero point of every root."""
-    choose = symmetric if dialect == "tensorrt" else asymmetric
+    choose = ACTIVATION[dialect]
     found: dict[str, Affine] = {}
     for root in set(placement.roots.values()):
         group = placement.groups.get(root, [root])
@@ -247,6 +294,6 @@ def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: str)
 
 
 def measured_tensors(index: GraphIndex, layers: Layers) -> list[str]:
-    """Return the activations whose ranges either dialect may ask for, sorted."""
-    names = {c.data_name for c in layers.candidates} | set(place_cpu(index, layers).roots)
+    """Return the activations whose ranges any dialect may ask for, sorted."""
+    names = {*place_cpu(index, layers).roots, *place_openvino(index, layers).roots}
     return sorted(n for n in names if index.float_type(n) == FLOAT)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx
 
 from optimizer.graph.attention import is_attention
 from optimizer.graph.index import FLOAT, GraphIndex, attribute, subgraphs
+from optimizer.types import Dialect
 
-Dialect = Literal["tensorrt", "cpu"]
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _TWO_ACTIVATIONS = "both operands are activations"

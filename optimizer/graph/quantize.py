@@ -18,14 +18,14 @@ from optimizer.graph.placement import (
     check_ranges,
     measured_tensors,
     parameters,
-    place_cpu,
-    place_tensorrt,
+    place,
     read_integers,
 )
 from optimizer.graph.qdq import PairWriter
-from optimizer.graph.quantizable import COMPUTE, UNASKED, Candidate, Dialect, Product, examine, never_quantized
+from optimizer.graph.quantizable import COMPUTE, UNASKED, Candidate, Product, examine, never_quantized
 from optimizer.graph.residuals import residual_sums
 from optimizer.graph.shapes import infer
+from optimizer.types import Dialect
 
 Residuals = Literal["float", "int8"]
 KEPT = "the recipe keeps it"
@@ -54,7 +54,7 @@ class Quantized:
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
-    """Return the activations to calibrate: what either dialect may quantize, with any option.
+    """Return the activations to calibrate: what any dialect may quantize, with any option.
 
     Raises: StageError as `quantize` does.
     """
@@ -84,7 +84,7 @@ def quantize(
     layers, left = _layers(index, dialect, kept, residuals, attention=attention)
     if not layers.candidates and not layers.products:
         raise StageError("no layer is left to quantize: " + "; ".join(summarize(left)), where="quantize")
-    placement = place_tensorrt(index, layers, ranges) if dialect == "tensorrt" else place_cpu(index, layers)
+    placement = place(index, layers, ranges, dialect)
     check_ranges(placement, ranges, "quantize")
     affine = parameters(placement, ranges, dialect)
     coarse = _coarse(read_integers(index, placement, kept))

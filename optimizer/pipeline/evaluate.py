@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 from optimizer.digest import sha256_json
 from optimizer.errors import MeasurementError, OptimizerError, StageError
 from optimizer.metrics import metric_named
-from optimizer.pipeline.bench import GOLDEN, OUTCOMES, Bench, Measured, conditions, identity, store, writer
+from optimizer.pipeline.bench import (
+    GOLDEN,
+    OUTCOMES,
+    Bench,
+    Measured,
+    conditions,
+    identity,
+    read_document,
+    store,
+    writer,
+)
 from optimizer.pipeline.feeds import check_sizes
 from optimizer.pipeline.prove import Proof
+from optimizer.recipe.steps import at_least
 
 if TYPE_CHECKING:
     from optimizer.measure.accuracy import Evaluation
@@ -63,6 +74,21 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
         entry = store(bench, keys[subject.name], documents[subject.name], write, seconds)
         measured.accuracy[subject.name] = entry
     bench.progress.step("accuracy", "measured", seconds, None)
+
+
+def refuse_shortfall(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> None:
+    """Fail the candidates whose runtime delivers less than their recipe asks for, measured now or stored."""
+    from optimizer.pipeline.receipt import check_delivered
+
+    for subject in subjects:
+        entry, variant = measured.accuracy.get(subject.name), bench.recipe.variants.get(subject.variant)
+        if entry is None or variant is None:
+            continue
+        found = read_document(entry)
+        try:
+            check_delivered(subject, found["delivered"], found["source"], at_least(variant))
+        except StageError as error:
+            measured.failures[subject.name] = error
 
 
 def _check_labels(subjects: Sequence[Subject], bench: Bench) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.digest import sha256_json
 from optimizer.errors import MeasurementError
 from optimizer.pipeline.bench import LATENCY, Bench, Measured, conditions, identity, store, writer
-from optimizer.pipeline.evaluate import measure_accuracy
+from optimizer.pipeline.evaluate import measure_accuracy, refuse_shortfall
 from optimizer.pipeline.feeds import feed
 from optimizer.pipeline.load import measure_load
 
@@ -31,6 +31,7 @@ def measure(subjects: Sequence[Subject], bench: Bench) -> Measured:
     """
     measured = Measured()
     measure_accuracy(subjects, bench, measured)
+    refuse_shortfall(subjects, bench, measured)
     running = [s for s in subjects if s.executes and s.name not in measured.failures]
     while running and running[0] is subjects[0]:
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from optimizer.errors import StageError
 
 if TYPE_CHECKING:
     from optimizer.pipeline.subject import Subject
@@ -32,6 +34,22 @@ def delivered(subject: Subject, threads: int) -> tuple[Shares, str]:
         source += _tf32(about["precision"], "cuda:0", "float32") + _told(about.get("precision_notes", ()))
         return dict(about["precision"]), source
     return _of_graph(subject, threads)
+
+
+def check_delivered(subject: Subject, shares: Mapping[str, float], source: str, at_least: float) -> None:
+    """Refuse int8 that OpenVINO compiles into less of it than the recipe accepts.
+
+    What onnxruntime and TensorRT make of a graph is checked where it is built.
+    Raises: StageError with both shares.
+    """
+    found = shares.get("int8", 0.0)
+    if subject.runtime == "openvino" and subject.executes and subject.precision == "int8" and found < at_least:
+        raise StageError(
+            f"OpenVINO computes {found:.1%} of the multiply-accumulates in int8, at_least asks for {at_least:.1%} "
+            f"({source})",
+            where=subject.name,
+            hint="Leave this target out of the variant (targets:), or accept less with at_least:.",
+        )
 
 
 def _of_graph(subject: Subject, threads: int) -> tuple[Shares, str]:

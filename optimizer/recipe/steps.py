@@ -187,7 +187,7 @@ def _derived(recipe: Recipe, kind: type[Stage], target: str, name: str) -> dict[
         "dialect": DIALECTS[target],
         "package": target,
         "precision": recipe.variants[name].precision,
-        "at_least": _at_least(recipe.variants[name]),
+        "at_least": at_least(recipe.variants[name]),
         "dialects": _dialects(recipe, recipe.variants[name]),
         "integer_sums": recipe.variants[name].options.get("residuals") == "int8",
         "synthetic": recipe.data.calibration is not None and recipe.data.calibration.synthetic,
@@ -210,7 +210,7 @@ def _dialects(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
     return tuple(sorted({DIALECTS[target] for target in built}))
 
 
-def _at_least(variant: Variant) -> float:
+def at_least(variant: Variant) -> float:
     """Return the share that must be delivered in the variant's precision: as written, else its stage's default."""
     defaults = [k.model_fields["at_least"].default for k in VARIANTS[variant.precision] if "at_least" in k.model_fields]
     share: float = variant.options.get("at_least", defaults[0] if defaults else 0.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from optimizer.stage import Stage
 from optimizer.stages.adopt import Adopt
 from optimizer.stages.bfloat16 import BFloat16
@@ -20,6 +18,7 @@ from optimizer.stages.int4 import Int4
 from optimizer.stages.quantize import Quantize
 from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
+from optimizer.types import Dialect
 
 STAGES: tuple[type[Stage], ...] = (
     Collect,
@@ -64,10 +63,10 @@ TARGETS: dict[str, tuple[type[Stage], ...]] = {
 OF_MODULE = frozenset({"torch_compile"})
 
 # target -> the form of quantization that its kernels take
-DIALECTS: dict[str, Literal["cpu", "tensorrt"]] = {
+DIALECTS: dict[str, Dialect] = {
     "onnxruntime": "cpu",
     "onnxruntime_tensorrt": "tensorrt",
-    "openvino": "cpu",
+    "openvino": "openvino",
     "tensorrt_rtx": "tensorrt",
     "tensorrt": "tensorrt",
 }

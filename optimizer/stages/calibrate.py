@@ -12,7 +12,7 @@ from pydantic import Field
 
 from optimizer.errors import StageError
 from optimizer.stage import Stage, StageContext
-from optimizer.types import Artifact, Format
+from optimizer.types import Artifact, Dialect, Format
 
 if TYPE_CHECKING:
     from optimizer.calibration.collect import Collected, Snapshots
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Calibrate(Stage):
-    """Run the float32 graph over the samples once, in bounded memory, and write one table for both dialects."""
+    """Run the float32 graph over the samples once, in bounded memory, and write one table for all dialects."""
 
     name: ClassVar[str] = "calibrate"
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
@@ -39,7 +39,7 @@ class Calibrate(Stage):
     )
     synthetic: bool = Field(False, json_schema_extra={"derived": True})  # the recipe says that its data is random
     # Those of the targets that the variant is built for.
-    dialects: tuple[Literal["cpu", "tensorrt"], ...] = Field(("cpu", "tensorrt"), json_schema_extra={"derived": True})
+    dialects: tuple[Dialect, ...] = Field(("cpu", "openvino", "tensorrt"), json_schema_extra={"derived": True})
     # Whether the variant adds residuals in int8: their branches are read for that alone.
     integer_sums: bool = Field(True, json_schema_extra={"derived": True})
 

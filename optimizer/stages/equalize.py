@@ -10,7 +10,7 @@ from pydantic import Field
 
 from optimizer.errors import StageError
 from optimizer.stage import Stage, StageContext, Tolerance
-from optimizer.types import Artifact, Format
+from optimizer.types import Artifact, Dialect, Format
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +58,7 @@ class Equalize(Stage):
     keep: tuple[str, ...] = Field((), description="operator types, nodes or PyTorch modules that stay in float32")
     residuals: Literal["float", "int8"] = Field("float", description="as quantize's")
     attention: bool = Field(False, description="as quantize's")
-    dialect: Literal["tensorrt", "cpu"] = Field("tensorrt", json_schema_extra={"derived": True})
+    dialect: Dialect = Field("tensorrt", json_schema_extra={"derived": True})
 
     @classmethod
     def wanted(cls, options: Mapping[str, Any]) -> bool:

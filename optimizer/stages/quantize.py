@@ -11,7 +11,7 @@ from pydantic import Field
 
 from optimizer.errors import StageError
 from optimizer.stage import Stage, StageContext, Tolerance
-from optimizer.types import Artifact, Format
+from optimizer.types import Artifact, Dialect, Format
 
 if TYPE_CHECKING:
     from optimizer.graph.quantize import Quantized
@@ -47,7 +47,7 @@ class Quantize(Stage):
     at_least: float = Field(
         0.5, gt=0.0, le=1.0, description="share of multiply-accumulates that must be int8; below it the stage fails"
     )
-    dialect: Literal["tensorrt", "cpu"] = Field("tensorrt", json_schema_extra={"derived": True})
+    dialect: Dialect = Field("tensorrt", json_schema_extra={"derived": True})
 
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write the quantized graph.
@@ -86,22 +86,24 @@ class Quantize(Stage):
     def open_output(self, output: Artifact) -> Session | str:
         """Open the graph as its target executes it: the CPU dialect with onnxruntime's integer kernels.
 
-        TensorRT's dialect is run as written, because what onnxruntime would fuse there is not what TensorRT does.
+        The others are run as written, because what onnxruntime would fuse there is not what their targets do.
         """
         from optimizer.runtime.onnx import OnnxSession
 
         return OnnxSession(output.file, optimize=self.dialect == "cpu")
 
     def _check_delivered(self, path: Path, quantized: Quantized) -> Receipt:
-        """Return the receipt as the target executes the graph, not as it was meant; refuse too little int8.
+        """Return the receipt as onnxruntime executes the graph, of the other dialects as it is written.
 
-        What cannot be counted is not int8.
+        What their targets make of it is read from the engine, or from the model that OpenVINO compiled. What cannot be
+        counted is not int8.
+        Raises: StageError for too little int8.
         """
         from optimizer.graph.delivered import Wish, advice
         from optimizer.graph.quantize import summarize
         from optimizer.graph.receipt import graph_receipt, onnxruntime_receipt
 
-        receipt = graph_receipt(path) if self.dialect == "tensorrt" else onnxruntime_receipt(path)
+        receipt = onnxruntime_receipt(path) if self.dialect == "cpu" else graph_receipt(path)
         taken = [name for name in quantized.left if receipt.precisions.get(name) == "int8"]
         if taken:
             raise StageError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from optimizer.stage import Stage, StageContext, Tolerance
-from optimizer.types import Artifact, Format
+from optimizer.types import Artifact, Dialect, Format
 
 if TYPE_CHECKING:
     from optimizer.runtime.session import Session
@@ -36,7 +36,7 @@ class Refine(Stage):
     )
     bias_correction: bool = Field(False, description="take the mean of each layer's error out of its bias")
     passes: int = Field(16, ge=1, description="passes over the calibration samples that learning makes")
-    dialect: Literal["tensorrt", "cpu"] = Field("tensorrt", json_schema_extra={"derived": True})
+    dialect: Dialect = Field("tensorrt", json_schema_extra={"derived": True})
 
     @classmethod
     def wanted(cls, options: Mapping[str, Any]) -> bool:

@@ -83,7 +83,8 @@ def test_sqnr_is_that_of_a_known_error_and_absent_without_one(modules: Any) -> N
 
 
 def test_a_candidate_without_its_artifact_is_left_out(modules: Any) -> None:
-    every = {"module", "fp32", "fp16", "bf16", "int8", "int8 sums", "onnxruntime uint8", "NNCF int8"}
+    every = {"module", "fp32", "fp16", "bf16", "onnxruntime uint8", "NNCF int8"}
+    every |= {f"{runtime} {kind}" for runtime in ("onnxruntime", "openvino") for kind in ("int8", "int8 sums")}
     rows = modules.candidates.candidates(dict.fromkeys(every, "path"))
     names = [candidate.name for candidate in rows]
     assert len(names) == len(set(names))

@@ -72,7 +72,7 @@ def minmax_of(name: str) -> Estimate:
     return Estimate(-1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_plain_quantization_finds_all_its_ranges_among_the_fewer(dialect: str) -> None:
     model = residual()
     names = tensors_to_calibrate(residual(), BOTH, integer_sums=False)
@@ -80,6 +80,18 @@ def test_plain_quantization_finds_all_its_ranges_among_the_fewer(dialect: str) -
     found = collect(model, names, samples, lambda done, total: None).histograms
     made = quantize(residual(), {n: minmax(h) for n, h in found.items()}, dialect)  # type: ignore[arg-type]
     assert any(n.op_type == "QuantizeLinear" for n in made.model.graph.node)
+
+
+def test_openvino_reads_little_more_than_tensorrt() -> None:
+    """Only what stands before a pool or a reshape: what convolutions write for a sum is not read."""
+    tensorrt, openvino, cpu = (
+        set(tensors_to_calibrate(residual(), (dialect,), integer_sums=False))
+        for dialect in ("tensorrt", "openvino", "cpu")
+    )
+    assert tensorrt <= openvino
+    assert openvino < cpu
+    ranges = {name: minmax_of(name) for name in openvino}
+    assert "QuantizeLinear" in {n.op_type for n in quantize(residual(), ranges, "openvino").model.graph.node}
 
 
 def test_each_dialect_reads_no_more_than_it_asks_for() -> None:

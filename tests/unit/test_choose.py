@@ -65,7 +65,7 @@ def chosen(dialect: Any, data: Any = None, **options: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_a_range_is_clipped_where_the_outputs_do_not_read_what_is_lost(dialect: Any) -> None:
     found = chosen(dialect)
     assert found.methods["b"] == "percentile"

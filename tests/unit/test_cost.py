@@ -209,6 +209,6 @@ def test_a_dequantized_model_costs_what_its_parent_costs(tmp_path: Path) -> None
     from optimizer.graph.quantize import quantize
 
     feed = {"image": np.stack(pictures(8))}
-    for dialect in ("tensorrt", "cpu"):
+    for dialect in ("tensorrt", "cpu", "openvino"):
         model = small_cnn()
         assert count(quantize(model, ranges_of(model, feed, tmp_path), dialect).model).macs == count(small_cnn()).macs  # type: ignore[arg-type]

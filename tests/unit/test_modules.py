@@ -106,7 +106,7 @@ def test_the_scope_of_a_folded_normalisation_alone_would_name_the_wrong_module(e
 
 def test_nodes_keep_their_module_through_quantize(exported: Path, tmp_path: Path) -> None:
     feed = {"image": np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)}
-    for dialect in ("tensorrt", "cpu"):
+    for dialect in ("tensorrt", "cpu", "openvino"):
         model = onnx.load(exported / "simplified.onnx")
         made = quantize(model, ranges_of(model, feed, tmp_path), dialect, keep=("body",))  # type: ignore[arg-type]
         assert layers(made.model) == EXPECTED

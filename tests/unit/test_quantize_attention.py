@@ -32,7 +32,7 @@ def quantized(
     return quantize(model, ranges_of(model, feed, folder), dialect, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_attention_in_int8_reads_integers_on_both_sides(tmp_path: Path, dialect: Dialect) -> None:
     feed = sequences()
     reference = infer(attention(), feed, tmp_path)[0]
@@ -50,7 +50,7 @@ def test_onnxruntime_multiplies_attention_in_integers(tmp_path: Path) -> None:
     assert onnxruntime_receipt(tmp_path / "q.onnx").shares == {"int8": 1.0}
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_attention_stays_in_float_by_default_and_names_the_option(tmp_path: Path, dialect: Dialect) -> None:
     made = quantized(attention(), sequences(), tmp_path, dialect)
     reason = "both operands are activations: attention's products stay in float unless the recipe says attention: true"

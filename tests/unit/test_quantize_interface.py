@@ -60,7 +60,7 @@ def test_an_input_that_is_an_output_keeps_its_shape() -> None:
     assert (found["x"].shape, found["h"].shape, found["y"].shape) == ((1, 8), (1, 8), (1, 8))
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_int8_of_a_graph_that_returns_its_input(tmp_path: Path, dialect: Dialect) -> None:
     path = quantized(echoed(), dialect, tmp_path)
     receipt = graph_receipt(path) if dialect == "tensorrt" else onnxruntime_receipt(path)
@@ -79,7 +79,7 @@ def test_float16_of_a_graph_that_returns_its_input(tmp_path: Path) -> None:
     assert sqnr_db(before["y"], after["y"]) > 50.0
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_a_weight_listed_among_the_inputs_is_no_input_to_feed_afterwards(tmp_path: Path, dialect: Dialect) -> None:
     path = quantized(listed(), dialect, tmp_path)
     made = onnx.load(path)

@@ -69,7 +69,7 @@ def qualities(text: str, quantized: Quantized, folder: Path) -> tuple[float, flo
     return kept, other
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 @pytest.mark.parametrize("text", [POOLED, MOVED, ABOVE, PLAIN])
 def test_a_kept_layer_reads_the_float_tensor_that_another_reads_in_int8(
     text: str, dialect: Dialect, tmp_path: Path

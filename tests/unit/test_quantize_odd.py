@@ -1,4 +1,4 @@
-"""Graphs as nobody writes them on purpose, quantized in both dialects and held against numpy and torch in float64."""
+"""Graphs as nobody writes them on purpose, quantized in every dialect and held against numpy and torch in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optimizer.graph.quantize import Quantized, quantize
 Arrays = Mapping[str, NDArray[np.float64]]
 Function = Callable[[Arrays], list[NDArray[np.float64]]]
 LEAST_DB = 30.0  # of 8 bits in one or two layers
-DIALECTS: tuple[Dialect, ...] = ("tensorrt", "cpu")
+DIALECTS: tuple[Dialect, ...] = ("tensorrt", "cpu", "openvino")
 
 
 def normal(*shape: int) -> NDArray[np.float32]:

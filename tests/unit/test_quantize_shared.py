@@ -1,4 +1,4 @@
-"""Shared scales, stacks of matrices, and what is left alone, in both dialects."""
+"""Shared scales, stacks of matrices, and what is left alone, in every dialect."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ STACKS = {
 }
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_stack_of_matrices_has_a_scale_per_column_of_each_and_runs_optimised(
     tmp_path: Path, dialect: Dialect, stack: str
@@ -192,7 +192,7 @@ def test_embeddings_shapes_and_normalisations_are_left_alone(tmp_path: Path) -> 
 
 
 def test_the_first_and_the_last_layer_are_no_special_case(tmp_path: Path) -> None:
-    for dialect in ("tensorrt", "cpu"):
+    for dialect in ("tensorrt", "cpu", "openvino"):
         made = quantized(small_cnn(), images(8), tmp_path, dialect).model  # type: ignore[arg-type]
         assert dequantized(made, "node_c1")[:2] == [True, True]
         assert dequantized(made, "node_logits")[:2] == [True, True]

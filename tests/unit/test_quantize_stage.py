@@ -67,7 +67,7 @@ def test_one_table_serves_both_dialects(small: Build) -> None:
     table = small.calibrate()
     feed = {"image": np.stack(pictures(16, seed=7))}
     reference = OnnxSession(small.graph.file, optimize=False).infer(feed)["logits"]
-    for dialect in ("tensorrt", "cpu"):
+    for dialect in ("tensorrt", "cpu", "openvino"):
         made = small.quantize(table, dialect=dialect)
         stage = Quantize(dialect=dialect)  # type: ignore[arg-type]
         assert stage.tolerance is not None
@@ -115,7 +115,7 @@ def test_calibrating_on_nan_names_the_sample(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_a_kept_layer_is_float_as_executed_and_named_in_the_notes(small: Build, dialect: str) -> None:
     made = small.quantize(small.calibrate(), keep=("node_c2",), dialect=dialect, at_least=0.4)
     assert "in float32: node_c2: the recipe keeps it" in small.notes
@@ -132,7 +132,7 @@ def test_a_kept_layer_that_onnxruntime_quantizes_by_itself_is_refused(
         small.quantize(small.calibrate(), keep=("node_c2",), dialect="cpu")
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_the_receipt_stands_beside_the_graph_layer_by_layer(small: Build, dialect: str) -> None:
     made = small.quantize(small.calibrate(), keep=("node_c2",), dialect=dialect, at_least=0.4)
     receipt = json.loads((made.path / "receipt.json").read_text())
@@ -146,7 +146,7 @@ def test_the_receipt_stands_beside_the_graph_layer_by_layer(small: Build, dialec
     assert receipt["precision"]["int8"] == pytest.approx(1 - 18432 / (13824 + 18432 + 2048 + 320))
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_options_without_effect_are_told(small: Build, dialect: str) -> None:
     small.quantize(small.calibrate(), dialect=dialect, residuals="int8", attention=True)
     assert [note.partition(" has no effect")[0] for note in small.notes if "no effect" in note] == [
@@ -155,7 +155,7 @@ def test_options_without_effect_are_told(small: Build, dialect: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_integer_sums_are_written_by_the_stage(tmp_path: Path, dialect: str) -> None:
     made = Build(tmp_path, residual(), pictures(16, 16))
     quantized = onnx.load(made.quantize(made.calibrate(), dialect=dialect, residuals="int8").file)
@@ -164,7 +164,7 @@ def test_integer_sums_are_written_by_the_stage(tmp_path: Path, dialect: str) -> 
     assert not any("no effect" in note for note in made.notes)
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_less_int8_than_asked_for_fails_and_names_what_stayed_float(small: Build, dialect: str) -> None:
     table = small.calibrate()
     with pytest.raises(StageError) as caught:
@@ -237,7 +237,7 @@ def recurrent() -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_a_recurrent_layer_counts_against_the_share(tmp_path: Path, dialect: str) -> None:
     """Of 212 multiply-accumulates per step the layer behind the LSTM has 20."""
     sequences = [np.random.default_rng(i).normal(size=(3, 8)).astype(np.float32) for i in range(8)]
@@ -252,7 +252,7 @@ def test_a_recurrent_layer_counts_against_the_share(tmp_path: Path, dialect: str
     assert "in float32: node_s: recurrent layers are not quantized" in made.notes
 
 
-@pytest.mark.parametrize("dialect", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("dialect", ["tensorrt", "cpu", "openvino"])
 def test_what_cannot_be_counted_is_not_int8(tmp_path: Path, dialect: str) -> None:
     """Both layers are int8 in the graph; of the second nobody can say how many rows it gets."""
     text = """g (float[batch, 8] image) => (float[k, 8] y) {

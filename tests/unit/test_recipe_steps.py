@@ -44,7 +44,26 @@ def test_an_alpha_that_is_sought_is_sought_in_each_dialect(recipe: Recipe) -> No
     assert found == {"v@cpu/calibrate": ("cpu",), "v@tensorrt/calibrate": ("tensorrt",)}
 
 
+def test_each_dialect_of_the_targets_has_a_graph_from_one_calibration(recipe: Recipe) -> None:
+    every = ("onnxruntime", "openvino", "tensorrt_rtx")
+    assert calibrations(recipe, "int8", every) == {"v/calibrate": ("cpu", "openvino", "tensorrt")}
+    variant = Variant(precision="int8", targets=every, options={})
+    given = recipe.model_copy(
+        update={"variants": {"v": variant}, "targets": {name: Target(options={}) for name in every}}
+    )
+    found = derive(given)
+    assert {s.id for s in found.steps if s.stage.name == "quantize"} == {
+        "v@cpu/quantize",
+        "v@openvino/quantize",
+        "v@tensorrt/quantize",
+    }
+    graphs = {c.target: c.graph for c in found.candidates if c.variant == "v"}
+    assert graphs["openvino"] == "v@openvino/quantize"
+    assert graphs["onnxruntime"] == "v@cpu/quantize"
+
+
 def test_only_what_the_targets_ask_for_is_calibrated(recipe: Recipe) -> None:
+    assert calibrations(recipe, "int8", ("openvino",)) == {"v/calibrate": ("openvino",)}
     assert calibrations(recipe, "int8", ("onnxruntime",)) == {"v/calibrate": ("cpu",)}
     assert calibrations(recipe, "int8", ("tensorrt_rtx",)) == {"v/calibrate": ("tensorrt",)}
 
