@@ -221,7 +221,12 @@ def modelopt(method: str) -> Callable[..., None]:
 
 
 MODULES = {
-    "ours": ("optimizer.stages.calibrate", "optimizer.calibration.collect", "optimizer.calibration.doctor"),
+    "ours": (
+        "optimizer.stages.calibrate",
+        "optimizer.calibration.collect",
+        "optimizer.calibration.doctor",
+        "scipy.sparse",
+    ),
     "ort": ("onnxruntime.quantization",),
     "modelopt": ("modelopt.onnx.quantization",),
 }

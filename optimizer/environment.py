@@ -138,6 +138,21 @@ def usable_cores() -> int:
     return min(quotas)
 
 
+def check_threads(threads: int, where: str = "measure.threads") -> None:
+    """Refuse more threads than processors that this process may be pinned to; where nothing can be pinned, none.
+
+    A container's quota of processor time does not count: it slows, and refuses nothing. Raises: MissingToolError.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    if threads > allowed:
+        asked = f"{threads} threads are" if threads > 1 else "1 thread is"
+        raise MissingToolError(
+            f"{asked} asked for and this process may use {allowed} processor{'s' if allowed != 1 else ''}",
+            where=where,
+            hint=f"Write threads: {allowed}, or build where there are {threads}.",
+        )
+
+
 def usable_memory_bytes() -> int:
     """Return the memory of the machine, or of the cgroup where that is less."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", _text(Path("/proc/meminfo")) or "", re.MULTILINE)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from optimizer.results import CandidateReport, MetricDelta, Speedup, Status, Verdict
+from optimizer.results import CandidateReport, Disturbance, MetricDelta, Speedup, Status, Verdict
 
 if TYPE_CHECKING:
     from optimizer.recipe.model import Gate
@@ -24,18 +24,20 @@ def judge(
     """Judge one measured candidate: pass when every limit holds with its interval, fail when one is broken with it.
 
     A limit on latency stays undecided where the latency is marked disturbed. `baseline` is what the speedup refers to,
-    `causes` what disturbed the rounds at this batch: both are named in the reason.
+    `causes` what disturbed the rounds at this batch: the verdict's `disturbed` names both.
     """
     if gate is None:
         return Verdict(status="pass", reasons=("no gate",))
     found: list[tuple[Status, str]] = []
+    disturbed: tuple[Disturbance, ...] = ()
     for name, limit in gate.metrics.items():
         found.append(judge_drop(name, candidate.accuracy_delta.get(name), limit.max_drop, metrics[name]))
     if gate.speedup is not None:
         ratio = (candidate.speedup or {}).get(batch)
         sides = [c for c in (baseline, candidate) if c is not None]
-        found.append(weigh(judge_speedup(ratio, gate.speedup.min, batch), sides, batch, causes))
-    return combine(found)
+        weighed, disturbed = weigh(judge_speedup(ratio, gate.speedup.min, batch), sides, batch, causes)
+        found.append(weighed)
+    return combine(found, disturbed)
 
 
 def judge_drop(name: str, delta: MetricDelta | None, max_drop: float, better: Better) -> tuple[Status, str]:
@@ -69,8 +71,8 @@ def judge_speedup(ratio: Speedup | None, least: float, batch: str) -> tuple[Stat
 
 def weigh(
     found: tuple[Status, str], sides: Sequence[CandidateReport], batch: str, causes: Sequence[str] = ()
-) -> tuple[Status, str]:
-    """Take back an answer that rests on a disturbed latency, and name what did not hold still.
+) -> tuple[tuple[Status, str], tuple[Disturbance, ...]]:
+    """Return the answer with what did not hold still, and what was disturbed: that takes the answer back.
 
     Disturbed rounds that count, because too few others were to be had, move the median by an unknown amount, and not
     that of all candidates alike: no interval of those rounds holds that. A latency that merely did not hold still is in
@@ -78,25 +80,38 @@ def weigh(
     """
     status, said = found
     timed = {c.name: c.latency_ms[batch] for c in sides if c.latency_ms and batch in c.latency_ms}
-    disturbed = [name for name, latency in timed.items() if latency.disturbed]
-    if disturbed:
-        latency = timed[disturbed[0]]
-        by = f" ({'; '.join(causes)})" if causes else ""
-        return "inconclusive", (
-            f"{said}; that decides nothing: {latency.disturbed_rounds} of the {latency.rounds} rounds behind the "
-            f"latency of {' and '.join(disturbed)} were disturbed{by}. Quieten the machine or raise measure.seconds, "
-            "and measure again"
+    disturbed = together(
+        Disturbance(
+            candidates=(name,),
+            rounds=latency.rounds,
+            disturbed_rounds=latency.disturbed_rounds,
+            causes=tuple(causes),
         )
+        for name, latency in timed.items()
+        if latency.disturbed
+    )
+    if disturbed:
+        return ("inconclusive", said), disturbed
     shaky = [f"{name}: {latency.unstable}" for name, latency in timed.items() if latency.unstable]
-    return status, f"{said}, which includes that latency did not hold still ({'; '.join(shaky)})" if shaky else said
+    if shaky:
+        said = f"{said}, which includes that latency did not hold still ({'; '.join(shaky)})"
+    return (status, said), ()
 
 
-def combine(found: Sequence[tuple[Status, str]]) -> Verdict:
+def together(found: Iterable[Disturbance]) -> tuple[Disturbance, ...]:
+    """Return disturbances with those that are alike made one, of all their candidates."""
+    alike: dict[Disturbance, dict[str, None]] = {}
+    for one in found:
+        alike.setdefault(one.model_copy(update={"candidates": ()}), {}).update(dict.fromkeys(one.candidates))
+    return tuple(one.model_copy(update={"candidates": tuple(names)}) for one, names in alike.items())
+
+
+def combine(found: Sequence[tuple[Status, str]], disturbed: tuple[Disturbance, ...] = ()) -> Verdict:
     """One broken limit fails; one undecided leaves all undecided; the reasons that decide come first."""
     order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
     status = next((s for s in order if any(s == own for own, _ in found)), "pass")
     reasons = [reason for s in order for own, reason in found if own == s]
-    return Verdict(status=status, reasons=tuple(reasons))
+    return Verdict(status=status, reasons=(*reasons, *(d.sentence for d in disturbed)), disturbed=disturbed)
 
 
 def pareto(candidates: Sequence[CandidateReport], metric: str | None, batch: str, better: Better) -> tuple[str, ...]:
@@ -149,5 +164,13 @@ def overall(candidates: Sequence[CandidateReport], gate: Gate | None) -> Verdict
         said = f"{len(passing)} of {len(judged)} judged candidates hold every limit: {', '.join(passing)}."
         return Verdict(status="pass", reasons=(said,))
     reasons = tuple(f"{c.name}: {c.verdict.reasons[0]}" for c in judged if c.verdict and c.verdict.reasons)
-    failed = all(c.verdict and c.verdict.status == "fail" for c in judged)
-    return Verdict(status="fail" if failed else "inconclusive", reasons=reasons)
+    if all(c.verdict and c.verdict.status == "fail" for c in judged):
+        return Verdict(status="fail", reasons=reasons)
+    disturbed = disturbances(judged)
+    reasons = (*reasons, *(d.sentence for d in disturbed))
+    return Verdict(status="inconclusive", reasons=reasons, disturbed=disturbed)
+
+
+def disturbances(candidates: Sequence[CandidateReport]) -> tuple[Disturbance, ...]:
+    """Return what was disturbed behind the verdicts on candidates, alike ones once."""
+    return together(one for c in candidates if c.verdict is not None for one in c.verdict.disturbed)

@@ -126,11 +126,38 @@ class Speedup(_Part):
     difference: Difference | None = None
 
 
+class Disturbance(_Part):
+    """Rounds that were disturbed and count all the same, for want of others: no limit on a latency rests on them."""
+
+    candidates: tuple[str, ...]  # whose latency is made of them
+    rounds: int
+    disturbed_rounds: int
+    causes: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What it means for the verdict, and what to do."""
+        *most, last = self.candidates
+        names = f"{', '.join(most)} and {last}" if most else last
+        by = f" ({'; '.join(self.causes)})" if self.causes else ""
+        return (
+            f"The speedup decides nothing: {self.disturbed_rounds} of the {self.rounds} rounds behind the latency of "
+            f"{names} were disturbed{by}. Quieten the machine or raise measure.seconds, and measure again"
+        )
+
+
 class Verdict(_Part):
-    """Judged, with the reasons as sentences."""
+    """Judged, with the reasons as sentences; those of `disturbed` are the last of them."""
 
     status: Status
     reasons: tuple[str, ...] = ()
+    disturbed: tuple[Disturbance, ...] = ()
+
+    @property
+    def own_reasons(self) -> tuple[str, ...]:
+        """The reasons without the sentences of `disturbed`, which are alike for many candidates."""
+        alike = {disturbance.sentence for disturbance in self.disturbed}
+        return tuple(reason for reason in self.reasons if reason not in alike)
 
 
 class LayerPrecision(_Part):

@@ -10,9 +10,8 @@ Source: Nagel et al. 2020, arXiv:2004.10568 (nearest is not the best rounding); 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,16 @@ import numpy as np
 import onnx
 
 from optimizer.calibration.collect import fixed_batch
-from optimizer.calibration.learning_batches import Feed, Group, LearningBatches, feed_of, groups_of
+from optimizer.calibration.learning_batches import Feed, Group, LearningBatches, feed_of, groups_of, split
+from optimizer.calibration.paired import Gain, gains
+from optimizer.calibration.probe import OutputErrors, decibels
 from optimizer.errors import StageError
 from optimizer.graph.differentiable import TorchGraph, fake_quantize
 from optimizer.graph.index import node_key
 from optimizer.graph.learnable import Learnable, find, write_back
 
 if TYPE_CHECKING:
-    from optimizer.data.samples import Samples
+    from optimizer.data.samples import Array, Samples
     from optimizer.runtime.session import Session
 
 BATCH = 32
@@ -36,8 +37,6 @@ _BUDGET_BYTES = 1 << 30
 _KEPT = 3
 # Shares of a quantization step (weights, biases) and of a scale that one update moves at most, at the start.
 _WEIGHT_RATE, _SCALE_RATE = 0.003, 0.003
-# One of so many samples is held out, to tell learning from memorising.
-_HELD_OUT, _MOST_HELD_OUT = 8, 64
 # The interpretation in torch against itself in another order of summation; a wrong operator differs in the first digit.
 _AGREES_DB = 60.0
 _HINT = "Take learning out of the variant's options: rounding: nearest. Please report the model."
@@ -61,8 +60,14 @@ class Refined:
 
     before_db: float
     after_db: float
+    gain: Gain
     learned_on: int
     held_out: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether it gained more than by chance: what did not is not in the graph."""
+        return self.gain.low > 0
 
 
 def refine(
@@ -77,7 +82,8 @@ def refine(
     """Change the constants of `quantized`, in place, so that its outputs come closer to those of `float32`.
 
     `reference` executes `float32`: torch's reading of the graph is held against it first. What does not improve
-    held-out samples is not kept. A graph of fixed batch gets its last batch filled with samples of the same.
+    held-out samples by more than chance is not kept. These are read once, when all is learned: nothing is chosen by
+    them. A graph of fixed batch gets its last batch filled with samples of the same.
     Memory: what a batch's activations and their gradients take, by a budget for each shape; samples are read again in
     every pass.
     Numeric: deterministic for a number of threads. Raises: StageError for an operator without a known gradient, too few
@@ -86,19 +92,13 @@ def refine(
     learnable = find(quantized, float32)
     pair = _Pair(TorchGraph(float32), TorchGraph(quantized), learnable)
     groups = groups_of(samples)
-    order = np.random.default_rng(0).permutation(len(samples))
-    held = order[: min(_MOST_HELD_OUT, len(samples) // _HELD_OUT)]
-    if len(held) == 0:
-        raise StageError(
-            f"{len(samples)} samples are too few to learn from: give at least {_HELD_OUT}", where="data.calibration"
-        )
-    rest = order[len(held) :]
+    held, rest = split(len(samples))
     with _threads():
         fixed = fixed_batch(reference.inputs)
         one = feed_of(samples, [int(rest[0])] * (fixed or 1))
         pair.check_reading(reference, one)
         data = LearningBatches(samples, groups, fixed, _sizes(pair.float32, samples, groups, fixed))
-        before = pair.sqnr_db(data.of(held))
+        before = pair.shares(data.judging(held))
         if how.correct_biases:
             _correct_biases(pair, data.largest(rest))
         optimizer, schedule = _optimizer(pair, how.passes * data.steps(rest))
@@ -111,11 +111,13 @@ def refine(
                 pair.bound_scales()
                 schedule.step()
             progress(number + 1, how.passes)
-        after = pair.sqnr_db(data.of(held))
+        after = pair.shares(data.judging(held))
     # Judged once, at the end: the best of many passes on few samples would be chance.
-    if after > before:
+    gain = gains(before, {"learned": after})["learned"]
+    refined = Refined(decibels(before), decibels(after), gain, len(rest), len(held))
+    if refined.kept:
         write_back(quantized, learnable, {n: t.detach().numpy() for n, t in pair.parameters.items()})
-    return Refined(before, after, len(rest), len(held))
+    return refined
 
 
 class _Pair:
@@ -140,13 +142,13 @@ class _Pair:
             values[weight.result] = fake_quantize(self.parameters[weight.result], scale, zero_point)
         return values
 
-    def both(self, feed: Feed) -> list[tuple[Any, Any]]:
+    def both(self, feed: Feed, learned: Mapping[str, Any]) -> list[tuple[Any, Any]]:
         """Return each float output of float32 with that of the quantized graph."""
         import torch
 
         with torch.no_grad():
             expected = self.float32.run(feed)
-        found = self.quantized.run(feed, self.learned())
+        found = self.quantized.run(feed, learned)
         pairs = [(expected[n], found[n]) for n in self.outputs if expected[n].is_floating_point()]
         if not pairs:
             raise StageError("the graph has no float output to learn from", where="learning")
@@ -186,19 +188,23 @@ class _Pair:
 
     def loss(self, feed: Feed) -> Any:
         """Return the sum over the outputs of squared error by power: one output's unit is not another's."""
-        terms = [((y - x) ** 2).mean() / (x**2).mean().clamp_min(1e-12) for x, y in self.both(feed)]
+        terms = [((y - x) ** 2).mean() / (x**2).mean().clamp_min(1e-12) for x, y in self.both(feed, self.learned())]
         return sum(terms[1:], terms[0])
 
-    def sqnr_db(self, feeds: Iterable[Feed]) -> float:
-        """Return 10 log10 of power by squared error over all batches, the mean of the outputs', in dB."""
+    def shares(self, judging: Iterable[tuple[Feed, Array]]) -> Array:
+        """Return what each sample adds to the share of error of the outputs."""
         import torch
 
-        sums: list[list[float]] = []
+        errors = OutputErrors()
         with torch.no_grad():
-            for feed in feeds:
-                each = [[float((v.double() ** 2).sum()) for v in (x, y - x)] for x, y in self.both(feed)]
-                sums = [[a + c, b + d] for (a, b), (c, d) in zip(sums or [[0.0, 0.0]] * len(each), each, strict=True)]
-        return float(np.mean([10 * math.log10(max(power, 1e-30) / max(error, 1e-30)) for power, error in sums]))
+            learned = self.learned()
+            for feed, owners in judging:
+                expected, found = (
+                    {str(number): value.numpy() for number, value in enumerate(side)}
+                    for side in zip(*self.both(feed, learned), strict=True)
+                )
+                errors.add(expected, found, owners)
+        return errors.shares()
 
 
 def _optimizer(pair: _Pair, steps: int) -> tuple[Any, Any]:

@@ -22,6 +22,8 @@ Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.05
 # With fewer samples two graphs are not told apart: of five, all better by chance is 3 % for one graph alone.
 FEWEST = 6
+# So many must there be to choose by some and to judge by others; the recipe is refused below this, too.
+FEWEST_SAMPLES = 2 * FEWEST
 _DRAWS = 2000
 
 
@@ -74,7 +76,9 @@ def _by_chance(base: Any, rows: Any) -> tuple[Any, float]:
     """
     swaps = np.random.default_rng(0).integers(0, 2, size=(_DRAWS, len(base))).astype(np.float64)
     moved = swaps @ (rows - base).T
-    drawn = 10 * np.log10((base.sum() + moved) / (rows.sum(1) - moved))
+    # Where the two err on different samples one of them may be left with no error at all, or with less by rounding.
+    least = 1e-30 * np.minimum(base.sum(), rows.sum(1))
+    drawn = 10 * np.log10(np.maximum(base.sum() + moved, least) / np.maximum(rows.sum(1) - moved, least))
     deviation = np.sqrt((drawn**2).mean(0))
     varying = deviation > 0
     if not varying.any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,21 +16,25 @@ from typing import Any, Self
 import numpy as np
 import onnx
 
-from optimizer.calibration.batching import Fit, fitting_batches
+from optimizer.calibration.batching import Fit, Shapes, fitting_batches
 from optimizer.calibration.collect import fixed_batch
+from optimizer.calibration.paired import FEWEST_SAMPLES
 from optimizer.data.samples import Array, Sample, Samples
 from optimizer.errors import StageError
 from optimizer.graph.files import save_model
+from optimizer.graph.live_bytes import LiveBytes
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.session import Session
 
 _BATCH = 16
 # Outputs of a batch, and of the reference over all trials.
 _BATCH_BYTES, _HELD_BYTES = 64 << 20, 256 << 20
+# Activations of a batch that the float32 graph holds at once. Measured, onnxruntime takes a tenth more than that for it
+# and a quarter more for the trial, one beside the other.
+_LIVE_BYTES = 256 << 20
 _BLOCK = 1 << 18
 # Samples that choose, and as many others that judge the choice.
 MOST_SAMPLES = 128
-FEWEST_SAMPLES = 8
 
 
 class Picked(Samples):
@@ -50,11 +54,12 @@ class Picked(Samples):
 def halves(samples: Samples, what: str) -> tuple[Picked, Picked]:
     """Return samples to choose by and as many others to judge by, spread over all of them.
 
-    Raises: StageError for fewer than eight.
+    Raises: StageError for fewer than `FEWEST_SAMPLES`.
     """
     if len(samples) < FEWEST_SAMPLES:
         raise StageError(
-            f"{what} needs samples to choose by and others to judge by; there are {len(samples)}",
+            f"{what} needs at least {FEWEST_SAMPLES} samples, to choose by some and judge by others; there are "
+            f"{len(samples)}",
             where="calibration data",
             hint=f"Ask for more samples ({2 * MOST_SAMPLES} are used), or leave {what} out.",
         )
@@ -127,7 +132,8 @@ def squares(expected: Array, found: Array) -> tuple[float, float]:
 class Reference:
     """What a float32 graph gives for some samples; trials are measured against it.
 
-    Memory: outputs up to 256 MB are held, those beyond are computed again in each trial; of a trial, one batch's.
+    Memory: outputs up to 256 MB are held, those beyond are computed again in each trial; of a trial, one batch's. A
+    batch has what fits a budget of its outputs, and one of the activations that are alive at once.
     """
 
     def __init__(self, model: onnx.ModelProto, samples: Samples) -> None:
@@ -135,6 +141,8 @@ class Reference:
         self._folder = tempfile.TemporaryDirectory(prefix="judge-")
         self._session = self._open(model, "float32.onnx")
         self._fixed = fixed_batch(self._session.inputs)
+        self._live = LiveBytes(model)
+        self._most: dict[Shapes, int] = {}
         self._held: dict[int, dict[str, Array]] = {}
         self._held_bytes = 0
 
@@ -183,8 +191,8 @@ class Reference:
         return OnnxSession(path, optimize=False)
 
     def _batches(self) -> Iterator[tuple[dict[str, Array], dict[str, Array], Array]]:
-        fixed, fit = self._fixed, Fit(_BATCH, _BATCH_BYTES)  # the same batches in every trial
-        for number, batch in enumerate(fitting_batches(self._samples, (lambda _: fixed) if fixed else fit.size)):
+        fixed, fit = self._fixed, Fit(_BATCH, _BATCH_BYTES)  # a new one: the same batches in every trial
+        for number, batch in enumerate(fitting_batches(self._samples, self._size(fit))):
             # A batch that a graph of fixed batch needs more samples for is filled with its own from the start again.
             rows = np.arange(fixed or len(batch)) % len(batch)
             feed = {name: array[rows] for name, array in batch.inputs.items()}
@@ -193,6 +201,17 @@ class Reference:
                 expected = self._expected(number, feed)
             fit.took(batch, sum(value.nbytes for value in expected.values()))
             yield feed, expected, rows
+
+    def _size(self, fit: Fit) -> Callable[[Shapes], int]:
+        fixed = self._fixed
+        return (lambda _: fixed) if fixed else (lambda shapes: min(fit.size(shapes), self._most_alive(shapes)))
+
+    def _most_alive(self, shapes: Shapes) -> int:
+        """Return how many samples of these shapes hold no more activations at once than the budget."""
+        if shapes not in self._most:
+            alive = self._live.of({name: (1, *shape) for name, shape in shapes})
+            self._most[shapes] = max(1, _LIVE_BYTES // max(alive, 1))
+        return self._most[shapes]
 
     def _expected(self, number: int, feed: Mapping[str, Array]) -> dict[str, Array]:
         found = {name: value for name, value in self._session.infer(feed).items() if value.dtype.kind == "f"}

@@ -17,7 +17,7 @@ import onnx
 from optimizer.calibration.channels import channel_maxima
 from optimizer.calibration.collect import collect
 from optimizer.calibration.histogram import RunningHistogram
-from optimizer.calibration.paired import Gain, gains
+from optimizer.calibration.paired import FEWEST_SAMPLES, Gain, gains
 from optimizer.calibration.probe import Picked, Reference, decibels
 from optimizer.data.samples import Array, Samples
 from optimizer.errors import StageError
@@ -80,7 +80,7 @@ def choose_alpha(
     """Return the alpha that serves the outputs best, None where the plain graph does; `model` stays as it is.
 
     Half of the samples calibrate, the others judge, up to 128 and 128 of them: none is evaluation data.
-    Raises: StageError for fewer than three samples, and as `collect` and `quantize` do.
+    Raises: StageError for fewer than `FEWEST_SAMPLES`, and as `collect` and `quantize` do.
     """
     calibrating, judging = split(samples)
     channels = smoothed_activations(copy_model(model))
@@ -125,7 +125,8 @@ def pick(trials: Mapping[float | None, Array]) -> Pick:
     """
     tried = sorted(alpha for alpha in trials if alpha is not None)
     curve = [trials[alpha] for alpha in tried if alpha in GRID]
-    own = gains(trials[None], {alpha: trials[alpha] for alpha in tried}, _roughness(curve))
+    rounded_anew = math.sqrt(2) * _roughness(curve)  # the plain graph, too
+    own = gains(trials[None], {alpha: trials[alpha] for alpha in tried}, rounded_anew)
     borne = {alpha: _borne_out(own, tried, position) for position, alpha in enumerate(tried)}
     sure = [alpha for alpha in tried if borne[alpha].low > 0 and borne[alpha].db >= _LEAST_DB]
     best = max(sure or tried, key=lambda alpha: borne[alpha].db)
@@ -168,9 +169,9 @@ def _borne_out(own: Mapping[float, Gain], tried: Sequence[float], position: int)
 def split(samples: Samples) -> tuple[Picked, Picked]:
     """Return samples to calibrate with and others to judge by: of two in a row the second judges."""
     count = len(samples)
-    if count < 3:
+    if count < FEWEST_SAMPLES:
         raise StageError(
-            f"smooth_quant: auto needs at least 3 samples, to calibrate and to judge; there are {count}",
+            f"smooth_quant: auto needs at least {FEWEST_SAMPLES} samples, to calibrate and to judge; there are {count}",
             where="calibration data",
             hint=f"Ask for more samples ({MOST_CALIBRATING + MOST_JUDGING} are used), "
             "or give smooth_quant a number between 0 and 1.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from optimizer.cli.options import device_option, json_option, remeasure_option, settings_option
 from optimizer.errors import UsageError
+from optimizer.recipe.wording import check_is_there
 
 if TYPE_CHECKING:
     from optimizer.pipeline.build import Built
@@ -35,6 +37,7 @@ GATE_NOT_MET, UNDECIDED = 6, 7
 @click.pass_context
 def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **options: object) -> None:
     """Build RECIPE: plan, build or reuse, measure, compare, report. The last line is the path of report.html."""
+    check_is_there(recipe)
     from optimizer.cli.progress import open_progress
     from optimizer.paths import forget_empty, home, new_run
     from optimizer.pipeline.build import Options, build
@@ -99,8 +102,12 @@ def _write_lock(recipe: Recipe, report: Report) -> None:
 
 def _check_writable(file: Path) -> None:
     """Refuse a file that could not be written, before an hour of building and not after."""
-    if not file.absolute().parent.is_dir():
+    folder = file.absolute().parent
+    if not folder.is_dir():
         raise UsageError("cannot be written: there is no such folder", where=f"--trace {file}")
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        said = "it is a folder" if file.is_dir() else "no permission"
+        raise UsageError(f"cannot be written: {said}", where=f"--trace {file}")
 
 
 def finish(ctx: click.Context, built: Built, *, as_json: bool) -> None:

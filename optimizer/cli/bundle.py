@@ -24,11 +24,12 @@ def command(run: str, variant: str, target: str | None, destination: Path | None
 
     RUN is the folder that holds report.json, or a run's number.
     """
-    from optimizer.bundle.choose import choose_candidate
-    from optimizer.bundle.write import read_report, write_bundle
     from optimizer.paths import find_run
 
     folder = find_run(run)
+    from optimizer.bundle.choose import choose_candidate  # what a bare install lacks is said second
+    from optimizer.bundle.write import read_report, write_bundle
+
     report = read_report(folder)
     name = choose_candidate(report, variant, target)
     destination = destination or Path(f"{report.recipe.name}-{name.replace('@', '-')}")

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from optimizer.cli.options import settings_option
-from optimizer.recipe.wording import no_such_file
+from optimizer.errors import MissingToolError
+from optimizer.recipe.wording import check_is_there
 
 
 @click.command("check")
@@ -15,16 +16,15 @@ from optimizer.recipe.wording import no_such_file
 @settings_option
 def command(path: Path, settings: dict[str, str]) -> None:
     """Report every error of a RECIPE at once; or tell whether a BUNDLE is whole, loads and computes right."""
-    if not path.exists():  # said first: what a bare install lacks would mend nothing
-        raise no_such_file(path)
+    check_is_there(path)
     if path.is_dir():
         from optimizer.cli.check_bundle import check_bundle
 
         check_bundle(path, click.echo)
         return
+    from optimizer.environment import check_threads
     from optimizer.graph.builder_options import without_gpu
     from optimizer.recipe.loader import load_recipe
-    from optimizer.recipe.processors import lacking_processors
     from optimizer.recipe.steps import derive
     from optimizer.runtime import cuda
 
@@ -36,6 +36,7 @@ def command(path: Path, settings: dict[str, str]) -> None:
     if absent:
         first, *rest = without_gpu(absent).splitlines()
         click.echo("\n  ".join([f"note: targets.tensorrt: {first}", *rest]))
-    lacking = lacking_processors(recipe.measure.threads)
-    if lacking:
-        click.echo(f"note: measure.threads: {lacking}: plan, build and measure refuse it here")
+    try:
+        check_threads(recipe.measure.threads)
+    except MissingToolError as error:
+        click.echo(f"note: {error.where}: {error.what}: plan, build and measure refuse it here")

@@ -29,11 +29,12 @@ def command(
     Without a gate only regressions are judged. Exit 0: none found; 6: a regression, or the gate is not met; 7: it
     cannot be decided.
     """
-    from optimizer.cli import comparison as render
+    places = _place(baseline), _place(candidate)
+    from optimizer.cli import comparison as render  # what a bare install lacks is said second
     from optimizer.compare import compare
     from optimizer.recipe.loader import load_gate
 
-    (before, before_folder), (after, after_folder) = _read(baseline), _read(candidate)
+    (before, before_folder), (after, after_folder) = map(_read, places)
     gate = load_gate(gate_file) if gate_file else None
     found = compare(before, after, gate, baseline_folder=before_folder, candidate_folder=after_folder)
     if junit:
@@ -44,19 +45,24 @@ def command(
     ctx.exit(_EXITS[found.status])
 
 
-def _read(given: str) -> tuple[Report, Path]:
+def _place(given: str) -> Path:
+    """Return the file of a report, or the folder that holds it."""
     from optimizer.errors import UsageError
     from optimizer.paths import find_run
-    from optimizer.report.read import read_report
 
     path = Path(given)
     if path.is_file():
-        return read_report(path), path.parent
+        return path
     if (path / "passport.json").is_file():
         hint = "Give the run's folder that it was bundled from; it holds report.json."
         raise UsageError("is a bundle, which holds no samples to compare", where=given, hint=hint)
-    folder = find_run(given)
-    return read_report(folder), folder
+    return find_run(given)
+
+
+def _read(place: Path) -> tuple[Report, Path]:
+    from optimizer.report.read import read_report
+
+    return read_report(place), place if place.is_dir() else place.parent
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,9 +21,11 @@ from optimizer.errors import UsageError
 @click.pass_context
 def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options: object) -> None:
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
-    from optimizer.cli.build import finish, reproduce
-    from optimizer.cli.progress import open_progress
     from optimizer.cli.runs import open_run_folder
+
+    folder = open_run_folder(run)
+    from optimizer.cli.build import finish, reproduce  # what a bare install lacks is said second
+    from optimizer.cli.progress import open_progress
     from optimizer.paths import forget_empty, home, new_run
     from optimizer.pipeline.build import Options
     from optimizer.pipeline.remeasure import open_run, remeasure
@@ -32,7 +34,6 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
     from optimizer.report.write import write_report
     from optimizer.store import Store
 
-    folder = open_run_folder(run)
     carried = open_run(folder, read_report(folder), settings)
     progress = open_progress()
     store = Store(home() / "store", progress.say)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from optimizer.cli.options import device_option, settings_option
+from optimizer.recipe.wording import check_is_there
 
 
 @click.command("plan")
@@ -16,6 +17,7 @@ from optimizer.cli.options import device_option, settings_option
 @device_option
 def command(recipe: Path, settings: dict[str, str], only: tuple[str, ...], device: str) -> None:
     """Show the stages of RECIPE in order, key, reuse or build, and why. Builds nothing."""
+    check_is_there(recipe)
     from optimizer.paths import home
     from optimizer.pipeline.plan import plan
     from optimizer.recipe.loader import load_recipe

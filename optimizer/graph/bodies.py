@@ -168,6 +168,7 @@ def _outline(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     outlined = onnx.ModelProto(ir_version=model.ir_version, graph=graph, functions=model.functions)
     outlined.opset_import.extend(model.opset_import)
+    outlined.metadata_props.extend(model.metadata_props)  # the sizes at which work is counted
     return outlined
 
 

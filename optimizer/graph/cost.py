@@ -91,8 +91,8 @@ def count(model: onnx.ModelProto | Path, types: Types | None = None) -> Work:
 
     Convolutions, matrix products, Einsum of two operands, LSTM, GRU and RNN. Of an If counts the larger branch; the
     body of a Loop or Scan once per iteration, once where their number is not constant, which a note says. Batch 1;
-    other dynamic axes count as `shapes.REPRESENTATIVE_SIZE`. A node whose sizes cannot be told counts each element of
-    its larger operand once, has its reason, and is named in a note.
+    other dynamic axes count at the usual size that the graph notes, else as `shapes.REPRESENTATIVE_SIZE`. A node whose
+    sizes cannot be told counts each element of its larger operand once, has its reason, and is named in a note.
     A node is named by its name, by its first output where it has none or shares it, behind the node it stands in.
     `types` replaces shape inference, for a graph whose operators ONNX does not know.
     """

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from typing import TypeVar
 
 import onnx
 
 from optimizer.errors import StageError
 from optimizer.graph.index import node_key
-from optimizer.graph.modules import folded_into, module_of, paths
+from optimizer.graph.modules import Modules, folded_into, module_of, paths
+
+_Held = TypeVar("_Held")
 
 _NEAREST = 2  # of each kind
 _SHOWN = 12
-_ELSEWHERE: Mapping[str, str] = MappingProxyType({})
+_ELSEWHERE = Modules()
 # What a module without nodes of its own does in inference; of other classes the graph does not tell.
 _IDLE = ("Dropout", "Identity", "DropPath", "StochasticDepth")
 
 
 def match(
-    keep: Sequence[str], nodes: Iterable[onnx.NodeProto], where: str, modules: Mapping[str, str] = _ELSEWHERE
+    keep: Sequence[str], nodes: Iterable[onnx.NodeProto], where: str, modules: Modules = _ELSEWHERE
 ) -> dict[str, str]:
     """Return the entry of `keep` that names it for every node so named, by node key (see `index.node_key`).
 
-    A module's path keeps what is inside it as well: 'layer1' keeps 'layer1.0.conv1'. `modules` are those that the model
-    was exported from, with their classes (`modules.modules_of`): what left no node in the graph is told from a slip.
+    A module's path keeps what is inside it as well: 'layer1' keeps 'layer1.0.conv1'. `modules` are those of the model
+    that the graph was exported from (`modules.modules_of`): what left no node in it is told from a slip. A module that
+    is registered under several paths has the nodes of those it is called by, the others stand for them.
     Raises: StageError naming every entry that names nothing, with the nearest names of each kind, or with what holds
     now what the exporter folded.
     """
@@ -42,6 +45,9 @@ def match(
         known["operator type"].add(node.op_type)
         known["node"].add(key)
         known["module"].update(around)
+    for name in [name for name in keep if name not in named]:
+        named |= _under_other_paths(name, modules, named)
+        folded |= _under_other_paths(name, modules, folded)
     unknown = [name for name in dict.fromkeys(keep) if name not in named]
     if unknown:
         told = [
@@ -51,6 +57,12 @@ def match(
         what = "; ".join(text for text, _ in told)
         raise StageError(f"keep: {what}", where=where, hint="\n".join(dict.fromkeys(hint for _, hint in told)))
     return {key: name for name in reversed(keep) for key in named[name]}
+
+
+def _under_other_paths(name: str, modules: Modules, known: Mapping[str, list[_Held]]) -> dict[str, list[_Held]]:
+    """Return what is known of a module by the other paths that it is registered under, under this one."""
+    found = [held for other in modules.other_paths(name) for held in known.get(other, ())]
+    return {name: found} if found else {}
 
 
 def _folded(name: str, nodes: Sequence[onnx.NodeProto]) -> tuple[str, str]:
@@ -64,9 +76,9 @@ def _folded(name: str, nodes: Sequence[onnx.NodeProto]) -> tuple[str, str]:
     )
 
 
-def _gone(name: str, modules: Mapping[str, str]) -> tuple[str, str] | None:
+def _gone(name: str, modules: Modules) -> tuple[str, str] | None:
     """Say why a module of the model has no node in the graph; None where the model has no such module."""
-    kind = modules.get(name)
+    kind = modules.class_of(name)
     if kind is None:
         return None
     idle = kind.startswith(_IDLE)

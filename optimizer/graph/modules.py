@@ -6,13 +6,16 @@ import ast
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
 # Written by the stage export on every node; the others are the exporter's own.
 MODULE = "optimizer.module"
-# Written by the stage export on the graph: every module of the model with its class, as a JSON object.
+# Written by the stage export on the graph, as a JSON object: every module of the model with its class, and every
+# further path of one that is registered under several with the first.
 MODULES = "optimizer.modules"
+_SAME_AS = "same_as"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _REWRITTEN = "pkg.onnxscript.rewriter.rule_name"
 # The second call of a module is another scope to the exporter: 'encoder@1'.
@@ -38,19 +41,44 @@ def folded_into(node: onnx.NodeProto) -> str:
     return last if MODULE in found and last != found[MODULE] else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The modules of a model: the class of each by the first path it is registered under, and that path by others."""
+
+    classes: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def class_of(self, path: str) -> str | None:
+        """Return the class of a module by any of its paths; None where the model has no such module."""
+        return self.classes.get(self.aliases.get(path, path))
+
+    def other_paths(self, path: str) -> tuple[str, ...]:
+        """Return what else the module of a path is registered as, its first path first."""
+        first = self.aliases.get(path, path)
+        every = (first, *(alias for alias, own in self.aliases.items() if own == first))
+        return tuple(other for other in every if other != path)
+
+
 def modules_text(modules: Iterable[tuple[str, object]]) -> str:
-    """Return what the export writes of a model's named_modules() under `MODULES`: class by path, without itself."""
-    return json.dumps({path: type(module).__name__ for path, module in modules if path}, ensure_ascii=False)
+    """Return what the export writes of a model's modules by path under `MODULES`, without the model itself.
 
-
-def modules_of(model: onnx.ModelProto) -> Mapping[str, str]:
-    """Return the class of every module of the model that the graph was exported from, by its path.
-
-    Empty where the graph was not exported by the stage export.
+    From named_modules(remove_duplicate=False) a module that is registered twice is known by both of its paths.
     """
+    first: dict[int, str] = {}
+    found: dict[str, str | dict[str, str]] = {}
+    for path, module in modules:
+        if path:
+            own = first.setdefault(id(module), path)
+            found[path] = type(module).__name__ if own == path else {_SAME_AS: own}
+    return json.dumps(found, ensure_ascii=False)
+
+
+def modules_of(model: onnx.ModelProto) -> Modules:
+    """Return the modules of the model that the graph was exported from; none where the stage export did not do that."""
     text = next((entry.value for entry in model.metadata_props if entry.key == MODULES), "{}")
-    found: dict[str, str] = json.loads(text)
-    return found
+    found: dict[str, str | dict[str, str]] = json.loads(text)
+    classes = {path: about for path, about in found.items() if isinstance(about, str)}
+    return Modules(classes, {path: about[_SAME_AS] for path, about in found.items() if not isinstance(about, str)})
 
 
 def scope(scopes: str) -> str:

@@ -1,16 +1,18 @@
-"""Shapes and element types of every tensor of the main graph, dynamic axes filled with representative sizes."""
+"""Shapes and element types of every tensor of the main graph, dynamic axes filled with usual sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 
 from optimizer.graph.index import subgraphs
 from optimizer.graph.shape_values import READ_VALUES, fold, holds_values
+from optimizer.graph.usual_sizes import usual_sizes
 
-# What a dynamic axis that is not the first counts as: the length of a short text, the side of a small picture.
+# What a dynamic axis that is not the first counts as where the graph notes no usual size of it: the length of a short
+# text, the side of a small picture.
 REPRESENTATIVE_SIZE = 64
 
 
@@ -29,11 +31,11 @@ class TensorType:
 def infer(model: onnx.ModelProto, *, concrete: bool = True) -> dict[str, TensorType]:
     """Return what ONNX shape inference finds, by tensor name. Bodies of If, Loop and Scan are not entered.
 
-    Shapes: with `concrete`, a dynamic first axis of an input counts as 1 (the batch), another as REPRESENTATIVE_SIZE,
-    and shapes that the graph computes from these are known; see `infer_computed`.
+    Shapes: with `concrete`, a dynamic first axis of an input counts as 1 (the batch), another as the usual size that
+    the graph notes, else as REPRESENTATIVE_SIZE; shapes computed from these are known, see `infer_computed`.
     Raises: onnx.shape_inference.InferenceError when the graph contradicts itself.
     """
-    skeleton = _without_weights(model)
+    skeleton = without_weights(model)
     if not concrete:
         return _inferred(skeleton)
     _fill_dynamic_axes(skeleton)
@@ -45,7 +47,21 @@ def infer_computed(model: onnx.ModelProto) -> dict[str, TensorType]:
 
     Raises: onnx.shape_inference.InferenceError when the graph contradicts itself.
     """
-    return _computing(_without_weights(model))
+    return _computing(without_weights(model))
+
+
+def infer_for(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorType]:
+    """Return what `infer` finds for inputs of these shapes.
+
+    Raises: onnx.shape_inference.InferenceError when the graph contradicts itself.
+    """
+    skeleton = without_weights(model)
+    for value in skeleton.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    _fill_dynamic_axes(skeleton)
+    return _computing(skeleton)
 
 
 def _computing(skeleton: onnx.ModelProto) -> dict[str, TensorType]:
@@ -88,7 +104,7 @@ def _values(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
     return (*graph.input, *graph.value_info, *graph.output)
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy all but the values of weights: inference needs none of them, and protobuf refuses to copy 2 GB."""
     graph = onnx.GraphProto(name=model.graph.name)
     graph.node.extend(model.graph.node)
@@ -105,6 +121,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     skeleton = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
+    skeleton.metadata_props.extend(model.metadata_props)
     return skeleton
 
 
@@ -114,10 +131,12 @@ def _fill_dynamic_axes(model: onnx.ModelProto) -> None:
     fed = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in weights]
     # An axis has one size wherever it stands: a batch that is the second axis of another input is a batch there too.
     batches = {dims[0].dim_param for dims in fed if dims} - {""}
+    usual = usual_sizes(model)
     for dims in fed:
         for axis, dim in enumerate(dims):
             if not dim.HasField("dim_value"):
-                dim.dim_value = 1 if axis == 0 or dim.dim_param in batches else REPRESENTATIVE_SIZE
+                one = axis == 0 or dim.dim_param in batches
+                dim.dim_value = 1 if one else usual.get(dim.dim_param, REPRESENTATIVE_SIZE)
     # Stated shapes of outputs are symbolic; left in place they would stand against the inferred ones.
     for value in model.graph.output:
         if value.name in given:  # an input that is an output as well: inference would take its shape from here

@@ -12,14 +12,15 @@ from optimizer.errors import StageError
 from optimizer.graph.files import save_model
 from optimizer.graph.interface import interface
 from optimizer.graph.modules import MODULE
+from optimizer.graph.usual_sizes import note_usual_sizes
 from optimizer.types import TensorSpec
 
 # What the exporter says of a node's origin in the module; onnxslim drops it. Stack traces hold paths of one machine.
 _ORIGIN = (MODULE, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes")
 
 
-def slim(source: str, destination: str) -> dict[str, Any]:
-    """Write the simplified graph; return the nodes before and after, and the operators that became fewer.
+def slim(source: str, destination: str, usual: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Write the simplified graph, which notes the usual sizes of its axes; return what became of its nodes.
 
     Raises: StageError when the result has another interface or opset, or is no valid ONNX.
     """
@@ -38,6 +39,7 @@ def slim(source: str, destination: str) -> dict[str, Any]:
     slimmed.graph.output.extend(declared)
     _restore(slimmed.graph, source_nodes)
     _name_nodes(slimmed.graph)
+    note_usual_sizes(slimmed, usual or {})
     save_model(slimmed, Path(destination))
     try:
         onnx.checker.check_model(destination)

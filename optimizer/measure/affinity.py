@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from optimizer.errors import MeasurementError
+from optimizer.environment import check_threads
 from optimizer.measure.surroundings import shares, ticks
 
 BUSY_S = 0.1
@@ -20,18 +20,13 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
     """Keep every thread of this process on `threads` processors while measuring; give back which, () where the system
     cannot pin. Threads started meanwhile inherit it, and afterwards every thread has what it had before.
 
-    Raises: MeasurementError when fewer processors are allowed than threads asked for.
+    Raises: MissingToolError when fewer processors are allowed than threads asked for.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield ()
         return
     allowed = os.sched_getaffinity(0)
-    if threads > len(allowed):
-        raise MeasurementError(
-            f"{threads} threads are asked for and this process may use {len(allowed)} processors",
-            where="measure.threads",
-            hint=f"threads: {len(allowed)}",
-        )
+    check_threads(threads)
     chosen = _choose(allowed, threads, _busy(allowed) if threads < len(allowed) else frozenset())
     before = {thread: _affinity(thread, set(chosen)) for thread in _threads()}
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from optimizer.recipe.engine_checks import check_engines
 from optimizer.recipe.load_checks import check_load
 from optimizer.recipe.model import Data, Variant
+from optimizer.recipe.sample_checks import check_samples
 from optimizer.recipe.sections import Draft
 from optimizer.recipe.vocabulary import Vocabulary, option_fields
 from optimizer.recipe.wording import KeyPath, Problems, listed, nearest, shown, unknown
@@ -27,6 +28,7 @@ def check(draft: Draft, words: Vocabulary, problems: Problems) -> None:
         _transform(draft.data, problems)
         _normalized(draft, draft.data, problems)
     _variants(draft, words, problems)
+    check_samples(draft, words, problems)
     _targets(draft, words, problems)
     check_engines(draft, words, problems)
     _profile(draft, words, problems)

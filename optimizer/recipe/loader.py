@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimizer.environment import check_threads
 from optimizer.errors import RecipeError
 from optimizer.recipe import checks, files, sections
 from optimizer.recipe.document import Document, parse
 from optimizer.recipe.model import Data, Gate, Recipe
-from optimizer.recipe.processors import check_threads
 from optimizer.recipe.validate import mapping
 from optimizer.recipe.vocabulary import Vocabulary
 from optimizer.recipe.wording import Problems, no_such_file

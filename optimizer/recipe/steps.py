@@ -87,7 +87,9 @@ def derive(recipe: Recipe, only: Iterable[str] = ()) -> Derivation:
         _add(steps, Step("export", Export(), {"module": "collect"}))
         source = "export"
         candidates.append(Candidate("fp32", "fp32", "torch", "collect", None))
-    _add(steps, Step("simplify", Simplify(), {"graph": source}))
+    # Not the batch: shares are of one sample, and another batch shall not build everything anew.
+    usual = {axis: r.opt for axis, r in recipe.profile.items() if axis != recipe.batch_axis}
+    _add(steps, Step("simplify", Simplify(usual=usual), {"graph": source}))
     for name, variant in recipe.variants.items():
         if wanted and name not in wanted:
             continue

@@ -147,6 +147,15 @@ def no_such_file(path: Path) -> RecipeError:
     return RecipeError(f"no such file{near.asked}", where=str(path))
 
 
+def check_is_there(path: Path) -> None:
+    """Refuse a path where nothing is, before anything heavy is imported: what a bare install lacks would mend nothing.
+
+    Raises: RecipeError.
+    """
+    if not path.exists():
+        raise no_such_file(path)
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
 

@@ -19,9 +19,11 @@ def render_summary(report: Report) -> str:
     head = ("candidate", "status", *list(report.metrics)[:1], "SQNR", timed, "speedup", "verdict")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
-    reasons = [f"  {reason}" for reason in report.verdict.reasons[:_MOST_REASONS]]
-    more = len(report.verdict.reasons) - len(reasons)
+    each = report.verdict.own_reasons
+    reasons = [f"  {reason}" for reason in each[:_MOST_REASONS]]
+    more = len(each) - len(reasons)
     reasons += [f"  and {more} more, in report.md"] if more > 0 else []
+    reasons += [f"  {disturbance.sentence}" for disturbance in report.verdict.disturbed]
     said = [f"note: {note}" for note in notes(report)]
     return "\n".join([*lines, *said, _verdict(report), *reasons])
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from optimizer.gate import disturbances
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch, limits
 from optimizer.report.tables import holders
@@ -104,7 +103,7 @@ def headline(report: Report) -> Headline:
         status,
         label,
         title(report, status),
-        _told(report.verdict.reasons),
+        report.verdict.reasons,
         recommendations,
         f"{fmt.count(len(report.candidates), 'candidate')}: {', '.join(parts)}",
         tuple(c.name for c in report.candidates if c.status == "failed"),
@@ -185,7 +184,6 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
     latency, speedup = (c.latency_ms or {}).get(batch), (c.speedup or {}).get(batch)
     if is_baseline:
         speedup = None
-    told = set(_told(report.verdict.reasons))
     throughput = (c.throughput or {}).get(batch)
     base_bytes = base.artifact.bytes if base and base.artifact and not is_baseline else 0
     return Row(
@@ -208,29 +206,8 @@ def _row(report: Report, number: int, c: CandidateReport) -> Row:
         size=fmt.size(c.artifact.bytes) if c.artifact else fmt.DASH,
         size_ratio=size_ratio(c.artifact.bytes, base_bytes) if c.artifact else "",
         verdict=_verdict(report, c),
-        reasons=tuple(said for said in _split(_reasons(c)) if said not in told),
+        reasons=_reasons(report, c),
     )
-
-
-_DECIDES_NOTHING = "; that decides nothing: "
-_WHOSE = re.compile(r"behind the latency of .+? were disturbed")
-
-
-def _split(reasons: Sequence[str]) -> tuple[str, ...]:
-    """Return reasons with what a disturbed latency adds to each as a sentence of its own, alike for all candidates."""
-    said: list[str] = []
-    for reason in reasons:
-        head, mark, tail = reason.partition(_DECIDES_NOTHING)
-        said.append(head)
-        if mark:
-            said.append(f"That decides nothing: {_WHOSE.sub('behind the latency were disturbed', tail)}")
-    return tuple(said)
-
-
-def _told(reasons: Sequence[str]) -> tuple[str, ...]:
-    """Return the verdict's reasons, and behind all of them once what a disturbed latency adds."""
-    pieces = [_split([reason]) for reason in reasons]
-    return (*(first for first, *_ in pieces), *dict.fromkeys(said for _, *rest in pieces for said in rest))
 
 
 def undelivered(c: CandidateReport) -> str:
@@ -273,11 +250,17 @@ def shared_reasons(found: tuple[Row, ...]) -> dict[str, tuple[str, ...]]:
     return {reason: users for reason, users in names.items() if len(users) > 1}
 
 
-def _reasons(c: CandidateReport) -> tuple[str, ...]:
-    """Return what must be said below a row: why it is not measured, or why it does not pass."""
+def _reasons(report: Report, c: CandidateReport) -> tuple[str, ...]:
+    """Return what must be said below a row: why it is not measured, or why it does not pass.
+
+    What was disturbed is said of all candidates alike, and not where the verdict says it.
+    """
     said = [c.reason] if c.reason else []
     if c.verdict is not None and c.verdict.status != "pass":
-        said.extend(c.verdict.reasons)
+        said.extend(c.verdict.own_reasons)
+        own = {name for one in c.verdict.disturbed for name in one.candidates}
+        behind = [one for one in disturbances(report.candidates) if not own.isdisjoint(one.candidates)]
+        said.extend(one.sentence for one in behind if one not in report.verdict.disturbed)
     if c.status == "built" and c.accuracy_runtime:
         said.append(f"Accuracy computed by: {c.accuracy_runtime.rstrip('.')}.")
     return tuple(said)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.environment import check_threads
 from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime.feed import check_feed
 from optimizer.runtime.onnx_interface import read_interface
@@ -167,7 +168,7 @@ class OpenVinoSession(Session):
 def compile_model(path: Path, threads: int, counts: bool = False) -> Any:
     """Return OpenVINO's compiled model: the shortest time for one request, in the types of the graph.
 
-    Raises: MissingToolError without openvino, StageError when it refuses the model.
+    Raises: MissingToolError without openvino or so many processors, StageError when it refuses the model.
     """
     ov = load_openvino()
     if not path.is_file():
@@ -192,6 +193,7 @@ def compile_model(path: Path, threads: int, counts: bool = False) -> Any:
         raise StageError(f"OpenVINO refuses the model: {_one_line(error)}", where=str(path)) from error
     taken = compiled.get_property("INFERENCE_NUM_THREADS")
     if taken != threads:
+        check_threads(threads, where=str(path))
         raise StageError(
             f"OpenVINO takes {taken} of {threads} threads: it uses no more than there were processors for this process "
             "when it was first used in it",

@@ -49,7 +49,7 @@ class Choose(Stage):
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write the table with a method per tensor and the layers to spare, and note what was picked.
 
-        Raises: StageError for fewer than two samples, or a graph without a float output.
+        Raises: StageError for fewer samples than can judge, or a graph without a float output.
         """
         from dataclasses import replace
 

@@ -168,14 +168,10 @@ def _sentence(choice: Choice, method: str, dialect: str) -> str:
 
 
 def _verdict(choice: Choice) -> str:
-    from optimizer.calibration.paired import FEWEST
-
     if choice.alpha is not None:
         near = ", ".join(format(alpha, "g") for alpha in choice.near)
         apart = f", too near to call with {near}" if near else ""
         return f"alpha {choice.alpha:g}, against plain {choice.gain} on the same samples{apart}"
-    if choice.judging < FEWEST:
-        return f"the plain graph, as fewer than {FEWEST} samples that judge tell no gain from chance"
     return (
         f"the plain graph, as no alpha is better by more than chance ({choice.best:g} and its neighbours, the best, "
         f"by {choice.gain})"

@@ -36,7 +36,7 @@ class Export(Stage):
     """torch.onnx.export with dynamo, traced on real samples at a batch of two."""
 
     name: ClassVar[str] = "export"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     consumes: ClassVar[Mapping[str, Format]] = {"module": "checkpoint"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
@@ -66,7 +66,7 @@ class Export(Stage):
         program = _export(loaded, example, self.opset, context.log)
         check_guards(program.exported_program, loaded)
         _check_output_names(program.model, loaded)
-        _carry_modules(program.model, dict(loaded.module.named_modules()))
+        _carry_modules(program.model, dict(loaded.module.named_modules(remove_duplicate=False)))
         weights = sum(t.numel() * t.element_size() for t in loaded.module.state_dict().values())
         program.save(str(workdir / self.main_file), external_data=weights > INLINE_LIMIT_BYTES)
         _check_axes(workdir / self.main_file, loaded.inputs)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from optimizer.isolated import run_isolated
 from optimizer.stage import Stage, StageContext, Tolerance
 from optimizer.types import Artifact, Format
@@ -15,7 +17,7 @@ class Simplify(Stage):
     """onnxslim in a child process; inputs, outputs and opset stay, and every node gets a name of its own."""
 
     name: ClassVar[str] = "simplify"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx"}
     produces: ClassVar[Format] = "onnx"
     preloads: ClassVar[tuple[str, ...]] = ("optimizer.graph.slim", "onnxslim")
@@ -29,6 +31,12 @@ class Simplify(Stage):
         min_sqnr_db=90.0,
     )
 
+    usual: dict[str, int] = Field(
+        default_factory=dict,
+        description="axis -> the size at which its work is counted: the profile's opt",
+        json_schema_extra={"derived": True},
+    )
+
     def run(self, sources: Mapping[str, Artifact], workdir: Path, context: StageContext) -> None:
         """Write the simplified graph.
 
@@ -37,7 +45,7 @@ class Simplify(Stage):
         graph = sources["graph"]
         result = run_isolated(
             "optimizer.graph.slim:slim",
-            {"source": str(graph.file), "destination": str(workdir / self.main_file)},
+            {"source": str(graph.file), "destination": str(workdir / self.main_file), "usual": self.usual},
             log=context.log,
             what=f"stage '{self.name}' failed on {graph.file.name} ({graph.digest[:8]})",
         )

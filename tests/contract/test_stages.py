@@ -62,7 +62,7 @@ EXAMPLES: dict[type[Stage], tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     Adopt: ({"inputs": ("x",), "outputs": ("y",)}, {"inputs": ("z",), "outputs": ("z",)}),
     Export: ({}, {"opset": 18}),
-    Simplify: ({}, {}),
+    Simplify: ({}, {"usual": {"length": 10}}),
     Float16: ({}, {"keep": ("Softmax",), "io": "fp16"}),
     BFloat16: ({}, {"keep": ("Softmax",)}),
     Int4: ({}, {"keep": ("Gemm",), "block": 64, "at_least": 0.9}),
@@ -185,7 +185,7 @@ def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
     assert document == {
         "key_schema": 1,
         "stage": "export",
-        "version": 3,
+        "version": 4,
         "optimizer": "0.1.0",
         "parameters": {"opset": 20},
         "sources": {"module": "a" * 64},
@@ -193,4 +193,4 @@ def test_one_key_is_pinned_so_that_nobody_changes_keys_unawares() -> None:
         "device": None,
         "checks": [1, 2, 3],
     }
-    assert sha256_json(document) == "3b2d2ff9831489ece8ea9b4fac276f073ee59b0464d3e10135f9b16f3b798353"
+    assert sha256_json(document) == "4a6c67263fa7ce431d94f7bfd153b990ab5ec05f09b172413981829ce328d1bf"

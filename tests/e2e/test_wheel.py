@@ -66,7 +66,17 @@ def test_the_bare_package_serves_bundles(empty: Run, bundle: Path, tmp_path: Pat
     absent = empty("-m", "optimizer", "check", bundle)
     assert absent.returncode == 3
     assert "pip install onnxruntime" in absent.stderr
-    for command in (("build", "recipe.yaml"), ("plan", "recipe.yaml"), ("stages",), ("report", "1")):
+    for command in (("build", "no.yaml"), ("plan", "no.yaml"), ("check", "no.yaml")):
+        bare = empty("-m", "optimizer", *command)
+        assert (bare.returncode, bare.stderr) == (2, "error: no.yaml: no such file\n")
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "report.json").touch()
+    for command in (
+        ("build", tmp_path / "recipe.yaml"),
+        ("plan", tmp_path / "recipe.yaml"),
+        ("stages",),
+        ("report", tmp_path),
+    ):
         bare = empty("-m", "optimizer", *command)
         assert bare.returncode == 3, (command, bare.stderr)
         assert "Traceback" not in bare.stderr

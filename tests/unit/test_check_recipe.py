@@ -55,19 +55,44 @@ def test_more_threads_than_processors_are_noted_and_the_recipe_is_sound(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(), raising=False)
     first, note = check(tmp_path, "tensorrt").splitlines()
     assert ": sound. " in first
-    assert note.startswith("note: measure.threads: 1 threads are asked for and this process may use 0 processor")
+    assert note == (
+        "note: measure.threads: 1 thread is asked for and this process may use 0 processors: plan, build and measure "
+        "refuse it here"
+    )
 
 
-def test_a_path_that_does_not_exist_is_said_before_what_a_bare_install_lacks(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").touch()
+def bare(*words: object, home: Path) -> tuple[int, str]:
+    """Call the command line as an install without extras has it: exit code and stderr."""
     code = (
         "import sys; sys.modules['pydantic'] = sys.modules['yaml'] = sys.modules['onnx'] = None\n"
         "from optimizer.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "check", str(tmp_path / "recip.yaml")], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"error: {tmp_path / 'recip.yaml'}: no such file, did you mean 'recipe.yaml'?\n",
-    )
+    command = [sys.executable, "-c", code, *map(str, words)]
+    env = {**os.environ, "OPTIMIZE_HOME": str(home)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("name", ["check", "plan", "build"])
+def test_a_recipe_that_does_not_exist_is_said_before_what_a_bare_install_lacks(name: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    told = f"error: {tmp_path / 'recip.yaml'}: no such file, did you mean 'recipe.yaml'?\n"
+    assert bare(name, tmp_path / "recip.yaml", home=tmp_path) == (2, told)
+
+
+@pytest.mark.parametrize("words", [["measure"], ["report"], ["bundle", "--variant", "int8"], ["compare", "7"]])
+def test_a_run_that_does_not_exist_is_said_before_what_a_bare_install_lacks(words: list[str], tmp_path: Path) -> None:
+    code, told = bare(*words, "7", home=tmp_path)
+    assert code == 2
+    assert told.startswith("error: there is no run 7 under ")
+
+
+@pytest.mark.parametrize("words", [["plan", "recipe.yaml"], ["build", "recipe.yaml"], ["measure", ""], ["report", ""]])
+def test_of_what_exists_a_bare_install_says_what_it_lacks(words: list[str], tmp_path: Path) -> None:
+    """The twin."""
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "report.json").touch()
+    code, told = bare(words[0], tmp_path / words[1], home=tmp_path)
+    assert code == 3
+    assert "a bare install does not bring" in told
+    assert "pip install '.[cpu]'" in told

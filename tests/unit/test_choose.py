@@ -83,8 +83,10 @@ def test_the_sentence_names_counts_and_numbers() -> None:
 
 
 def test_a_few_samples_cannot_both_choose_and_judge() -> None:
-    with pytest.raises(StageError, match=r"needs samples to choose by and others to judge by; there are 7"):
-        chosen("tensorrt", samples(7))
+    with pytest.raises(
+        StageError, match="needs at least 12 samples, to choose by some and judge by others; there are 11"
+    ):
+        chosen("tensorrt", samples(11))
 
 
 def test_a_graph_without_float_outputs_says_nothing_of_how_far_it_was() -> None:

@@ -1,5 +1,6 @@
 """What the machine is, read without loading anything heavy."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -186,3 +187,28 @@ def test_machine_fingerprint_changes_with_the_processor(monkeypatch):
     assert before == env.machine_fingerprint()
     monkeypatch.setattr(env, "cpu_model", lambda: "another")
     assert env.machine_fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("threads", "allowed", "said"),
+    [
+        (9, 2, "9 threads are asked for and this process may use 2 processors"),
+        (2, 1, "2 threads are asked for and this process may use 1 processor"),
+    ],
+)
+def test_more_threads_than_processors_are_refused_in_one_wording(threads, allowed, said, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    with pytest.raises(MissingToolError) as refused:
+        env.check_threads(threads)
+    hint = f"Write threads: {allowed}, or build where there are {threads}."
+    assert refused.value.render() == f"measure.threads: {said}\n  {hint}"
+    with pytest.raises(MissingToolError, match=r"^model\.onnx: "):
+        env.check_threads(threads, where="model.onnx")
+
+
+def test_as_many_threads_as_processors_are_not_and_none_where_nothing_is_pinned(monkeypatch):
+    """The twin."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 7}, raising=False)
+    env.check_threads(2)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    env.check_threads(999)

@@ -172,8 +172,8 @@ def test_auto_tries_the_plain_graph_and_both_neighbours_of_the_best_alpha() -> N
 
 
 def test_too_few_samples_for_auto_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"auto needs at least 3 samples.*there are 2\n  Ask for more samples"):
-        run(Equalize(smooth_quant="auto"), block(outlier=1.0), texts(2), tmp_path)
+    with pytest.raises(StageError, match=r"auto needs at least 12 samples.*there are 11\n  Ask for more samples"):
+        run(Equalize(smooth_quant="auto"), block(outlier=1.0), texts(11), tmp_path)
 
 
 def test_a_graph_with_nothing_to_equalize_is_refused(tmp_path: Path) -> None:

@@ -43,10 +43,22 @@ def test_a_disturbed_latency_neither_passes_nor_fails(speedup: float) -> None:
     causes = ("waited for a processor in 41 of 60 rounds",)
     verdict = judge(own, GATE, "1", BETTER, base, causes)
     assert verdict.status == "inconclusive"
-    assert verdict.reasons[0].endswith(
-        "at least 1.1 is needed; that decides nothing: 41 of the 60 rounds behind the latency of fp32@torch and "
-        "int8@onnxruntime were disturbed (waited for a processor in 41 of 60 rounds). Quieten the machine or raise "
-        "measure.seconds, and measure again"
+    (disturbed,) = verdict.disturbed
+    assert (disturbed.candidates, disturbed.rounds, disturbed.disturbed_rounds, disturbed.causes) == (
+        ("fp32@torch", "int8@onnxruntime"),
+        60,
+        41,
+        causes,
+    )
+    speedup_alone, accuracy, sentence = verdict.reasons
+    assert speedup_alone.endswith("at least 1.1 is needed")
+    assert accuracy.startswith("top1 changed by")
+    assert verdict.own_reasons == (speedup_alone, accuracy)
+    assert sentence == disturbed.sentence
+    assert sentence == (
+        "The speedup decides nothing: 41 of the 60 rounds behind the latency of fp32@torch and int8@onnxruntime were "
+        "disturbed (waited for a processor in 41 of 60 rounds). Quieten the machine or raise measure.seconds, and "
+        "measure again"
     )
     assert overall([own.model_copy(update={"verdict": verdict})], GATE).status == "inconclusive"
     assert recommend([own.model_copy(update={"verdict": verdict})], "fp32@torch", GATE, "1") == {}
@@ -56,7 +68,49 @@ def test_a_quiet_latency_passes_and_fails() -> None:
     """The twin."""
     base = candidate("fp32@torch")
     for speedup, status in ((2.0, "pass"), (0.5, "fail")):
-        assert judge(candidate("int8@onnxruntime", speedup=speedup), GATE, "1", BETTER, base).status == status
+        verdict = judge(candidate("int8@onnxruntime", speedup=speedup), GATE, "1", BETTER, base)
+        assert (verdict.status, verdict.disturbed) == (status, ())
+        assert verdict.own_reasons == verdict.reasons
+
+
+def judged(*own: CandidateReport, base: CandidateReport) -> list[CandidateReport]:
+    return [c.model_copy(update={"verdict": judge(c, GATE, "1", BETTER, base)}) for c in own]
+
+
+def test_a_run_says_once_what_was_disturbed_behind_all_of_its_candidates() -> None:
+    base = candidate("fp32@torch", disturbed=True)
+    own = [candidate(name, disturbed=True) for name in ("a@onnxruntime", "b@onnxruntime")]
+    verdict = overall(judged(*own, base=base), GATE)
+    assert verdict.status == "inconclusive"
+    assert [reason.partition(":")[0] for reason in verdict.reasons] == [
+        "a@onnxruntime",
+        "b@onnxruntime",
+        "The speedup decides nothing",
+    ]
+    (disturbed,) = verdict.disturbed
+    assert disturbed.candidates == ("fp32@torch", "a@onnxruntime", "b@onnxruntime")
+    assert "the latency of fp32@torch, a@onnxruntime and b@onnxruntime were disturbed. Quieten" in disturbed.sentence
+
+
+def test_rounds_that_differ_are_told_apart() -> None:
+    """The twin: another share of disturbed rounds is another sentence."""
+    base, own = candidate("fp32@torch", disturbed=True), candidate("a@onnxruntime", disturbed=True)
+    assert own.latency_ms is not None
+    fewer = own.model_copy(update={"latency_ms": {"1": own.latency_ms["1"].model_copy(update={"rounds": 50})}})
+    verdict = overall(judged(fewer, base=base), GATE)
+    assert [(one.candidates, one.rounds) for one in verdict.disturbed] == [
+        (("fp32@torch",), 60),
+        (("a@onnxruntime",), 50),
+    ]
+
+
+def test_a_run_that_fails_or_passes_is_decided_whatever_was_disturbed() -> None:
+    base = candidate("fp32@torch")
+    shaken = candidate("a@onnxruntime", disturbed=True, drop=0.1)
+    assert overall(judged(shaken, base=base), GATE).disturbed == ()
+    quiet = candidate("b@onnxruntime")
+    verdict = overall(judged(shaken, quiet, base=base), GATE)
+    assert (verdict.status, verdict.disturbed) == ("pass", ())
 
 
 def test_a_broken_accuracy_fails_however_disturbed_the_latency_is() -> None:

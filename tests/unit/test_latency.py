@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from latency_clock import FEED, Clock, Quiet, Runner, session
 
-from optimizer.errors import MeasurementError
+from optimizer.errors import MeasurementError, MissingToolError
 from optimizer.measure import affinity, latency
 from optimizer.measure.latency import LatencySession, Series, measure_latency, pinned
 
@@ -202,7 +202,7 @@ def test_pinning_holds_for_every_thread_and_is_undone() -> None:
 @linux
 def test_more_threads_than_processors_are_refused() -> None:
     before = os.sched_getaffinity(0)
-    with pytest.raises(MeasurementError, match="10000 threads are asked for"), pinned(10_000):
+    with pytest.raises(MissingToolError, match="10000 threads are asked for"), pinned(10_000):
         pass
     assert os.sched_getaffinity(0) == before
 

@@ -5,7 +5,7 @@ import pytest
 from quantization_graphs import Arrays, build
 
 from optimizer.calibration import learn
-from optimizer.calibration.learning_batches import LearningBatches, groups_of
+from optimizer.calibration.learning_batches import LearningBatches, groups_of, split
 from optimizer.graph.differentiable import TorchGraph
 
 
@@ -29,6 +29,26 @@ def test_a_fixed_batch_is_filled_with_samples_of_the_same_shape() -> None:
     samples = rows(3, 3, 3, 5)
     data = LearningBatches(samples, groups_of(samples), 2, {((3,),): 2, ((5,),): 2})
     assert [feed["image"].shape for feed in data.of(range(4))] == [(2, 3), (2, 3), (2, 5)]
+
+
+def test_samples_that_judge_come_one_at_a_time_where_the_graph_takes_it() -> None:
+    samples = rows(3, 5, 3)
+    groups = groups_of(samples)
+    sizes = {((3,),): 2, ((5,),): 2}
+    alone = [
+        (feed["image"].shape, list(rows))
+        for feed, rows in LearningBatches(samples, groups, None, sizes).judging([2, 1])
+    ]
+    assert alone == [((1, 3), [0]), ((1, 5), [0])]
+    filled = [list(rows) for _, rows in LearningBatches(samples, groups, 2, sizes).judging([0, 1, 2])]
+    assert filled == [[0, 1], [0, 0]]  # the sample of length 5 fills its batch by itself, and counts once
+
+
+@pytest.mark.parametrize(("count", "held"), [(12, 6), (40, 10), (512, 64)])
+def test_enough_samples_are_held_out_to_judge(count: int, held: int) -> None:
+    judging, learning = split(count)
+    assert len(judging) == held
+    assert sorted([*judging, *learning]) == list(range(count))
 
 
 def test_each_shape_has_a_batch_that_fits_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

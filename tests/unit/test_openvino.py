@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_properties_ask_for_the_graphs_own_arithmetic(tmp_path: Path) -> None:
 
 
 def test_more_threads_than_processors_are_refused(tmp_path: Path) -> None:
+    path = saved(product(), tmp_path)
+    with pytest.raises(MissingToolError, match=r"9999 threads are asked for and this process may use \d+ processor"):
+        compile_model(path, 9999)
+
+
+def test_fewer_threads_than_processors_that_openvino_does_not_take_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: it counted the processors when it was first used in this process, and never again."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9999)), raising=False)
     with pytest.raises(StageError, match=r"OpenVINO takes \d+ of 9999 threads"):
         compile_model(saved(product(), tmp_path), 9999)
 

@@ -52,3 +52,16 @@ def test_what_more_samples_would_not_lessen_widens_the_interval() -> None:
     plain = np.random.default_rng(0).lognormal(0, 1, 64)
     assert gains(plain, {"a": plain / 1.3})["a"].low > 0
     assert gains(plain, {"a": plain / 1.3}, beyond_samples=2.0)["a"].low < 0
+
+
+def test_graphs_that_err_on_different_samples_are_not_told_apart_and_have_bounds() -> None:
+    """In some draws one of the two is left with no error at all, or with less than none by rounding."""
+    first, second = np.zeros(8), np.zeros(8)
+    first[0], second[1] = 1e-3, 5e-4
+    one = np.full(20, 1e-9)
+    one[0] = 1e-2
+    for base, other in ((first, second), (one, np.roll(one, 1) / 2)):
+        (gain,) = gains(base, {"other": other}).values()
+        assert gain.db == pytest.approx(3.01, abs=0.01)
+        assert np.isfinite([gain.low, gain.high]).all()
+        assert gain.low < 0 < gain.high

@@ -9,6 +9,7 @@ from fake_gpu import CONTEXT, TORCHS_CONTEXT, Driver
 from optimizer.errors import MissingToolError, StageError
 from optimizer.runtime import cuda
 from optimizer.runtime.cuda import Cuda
+from optimizer.runtime.cuda_graph import capture
 
 
 @pytest.fixture
@@ -128,3 +129,22 @@ def test_missing_driver_library_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_library_that_is_no_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "LIBRARY", "libc.so.6")
     assert "undefined symbol: cuInit" in (cuda.missing() or "")
+
+
+@pytest.mark.parametrize("queues", [False, True])
+def test_a_capture_in_which_something_fails_leaves_no_graph_and_a_stream_that_works(
+    driver: Driver, gpu: Cuda, queues: bool
+) -> None:
+    stream = gpu.create_stream()
+
+    def enqueue() -> bool:
+        if queues:
+            driver.capturing[stream].append(lambda: None)
+        raise StageError("execution failed", where="engine")
+
+    with pytest.raises(StageError, match="engine: execution failed"):
+        capture(gpu, stream, enqueue)
+    assert (driver.graphs, driver.executables, driver.capturing) == ({}, {}, {})
+    gpu.synchronize(stream)
+    assert capture(gpu, stream, lambda: False) == "the runtime queues nothing while it is captured"
+    assert driver.graphs == {}

@@ -266,6 +266,29 @@ def test_what_a_gpu_does_not_tell_is_null() -> None:
     assert said.summary()["other_processes"] is None
 
 
+def test_clock_reasons_that_cannot_be_read_are_null_and_none_that_are_seen_an_empty_list() -> None:
+    nvml = FakeNvml(reasons=None)
+    watch = GpuWatch(nvml, "gpu")
+    assert held_down(watch.read().reasons) == []
+    assert watch.summary()["clock_reasons"] is None
+    nvml.values["reasons"] = 0
+    watch.read()
+    assert watch.summary()["clock_reasons"] == []
+    nvml.values["reasons"] = 0x04
+    watch.read()
+    assert watch.summary()["clock_reasons"] == ["software power cap"]
+    watch.clear()
+    assert watch.summary()["clock_reasons"] is None
+
+
+def test_clocks_that_nobody_tells_disturb_no_round() -> None:
+    with Watch() as watch:
+        watch._gpu = GpuWatch(FakeNvml(reasons=None), "gpu")
+        watch.begin()
+        assert not [said for said in watch.round() if said.startswith("GPU")]
+        assert watch.facts()["gpu"]["clock_reasons"] is None
+
+
 def test_heat_disturbs_and_the_models_own_power_does_not() -> None:
     assert held_down(0x20) == ["software thermal slowdown"]
     assert held_down(0x04 | 0x01) == []
