@@ -29,9 +29,14 @@ def command(path: Path, settings: dict[str, str]) -> None:
     from optimizer.runtime import cuda
 
     recipe = load_recipe(path, settings, to_measure=False)
-    derivation = derive(recipe)
+    try:
+        derivation, notes = derive(recipe), []
+    except MissingToolError as error:
+        derivation, notes = derive(recipe, here=False), [f"{error.where}: {error.what}: plan and build refuse it here"]
     candidates = ", ".join(c.name for c in derivation.candidates)
     click.echo(f"{path}: sound. {len(derivation.steps)} stages, {len(derivation.candidates)} candidates: {candidates}")
+    for note in notes:
+        click.echo(f"note: {note}")
     absent = cuda.missing() if "tensorrt" in recipe.targets else None
     if absent:
         first, *rest = without_gpu(absent).splitlines()

@@ -64,7 +64,7 @@ def plan(
     device_fingerprint(device)
     derivation = derive(recipe, only)
     _check_tools(derivation)
-    if any(step.stage.device_bound for step in derivation.steps) or asks_for_the_gpu_here(recipe):
+    if any(step.stage.device_bound for step in derivation.steps) or asks_for_the_gpu_here(recipe, only):
         _bound(device)
     sources = read_sources(recipe, store.index, recompute=recompute)
     history = read_history(history_folder)

@@ -5,6 +5,7 @@ So it stands in every key, and what holds of listed capabilities is asked of it,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 _OPTION = "compute_capabilities"
 
 
-def asks_for_the_gpu_here(recipe: Recipe) -> bool:
-    """Tell whether an engine of the recipe is for the GPU of this machine, which is always the first."""
-    return bool(_asking(recipe))
+def asks_for_the_gpu_here(recipe: Recipe, only: Collection[str] = ()) -> bool:
+    """Tell whether an engine of these variants (none: all) is for the GPU of this machine, which is always the first."""
+    return bool(_asking(recipe, only))
 
 
-def with_the_gpu_here(recipe: Recipe) -> Recipe:
-    """Return the recipe with the compute capability of the GPU here as its number.
+def with_the_gpu_here(recipe: Recipe, only: Collection[str] = ()) -> Recipe:
+    """Return the recipe with the compute capability of the GPU here as its number, where these variants ask for it.
 
     Raises: MissingToolError without a GPU, RecipeError where the library or a variant does not go with this one.
     """
-    asking = _asking(recipe)
+    asking = _asking(recipe, only)
     if not asking:
         return recipe
     capability = _capability(f"targets.{asking[0]}.{_OPTION}")
@@ -42,8 +43,11 @@ def with_the_gpu_here(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"targets": written})
 
 
-def _asking(recipe: Recipe) -> list[str]:
-    return [name for name, target in recipe.targets.items() if CURRENT in target.options.get(_OPTION, ())]
+def _asking(recipe: Recipe, only: Collection[str]) -> list[str]:
+    wanted = [variant for name, variant in recipe.variants.items() if not only or name in only]
+    built = {target for variant in wanted for target in variant.targets or recipe.targets}
+    options = {name: target.options.get(_OPTION, ()) for name, target in recipe.targets.items() if name in built}
+    return [name for name, listed in options.items() if CURRENT in listed]
 
 
 def _capability(where: str) -> str:

@@ -67,13 +67,15 @@ def starts_from_onnx(recipe: Recipe) -> bool:
     return Path(recipe.model.checkpoint).suffix == ".onnx"
 
 
-def derive(recipe: Recipe, only: Iterable[str] = ()) -> Derivation:
+def derive(recipe: Recipe, only: Iterable[str] = (), *, here: bool = True) -> Derivation:
     """Derive steps and candidates; `only` keeps these variants beside the baseline.
+
+    `here` False leaves open for which GPU an engine is that is for the one here.
 
     Raises: MissingToolError or RecipeError where an engine is for the GPU here, and there is none or an unfit one.
     """
-    recipe = with_the_gpu_here(recipe)
     wanted = set(only)
+    recipe = with_the_gpu_here(recipe, wanted) if here else recipe
     steps: dict[str, Step] = {}
     candidates: list[Candidate] = []
     if starts_from_onnx(recipe):

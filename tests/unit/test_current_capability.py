@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from recipe_words import WORDS
 
+from optimizer.cli.check import command
 from optimizer.errors import MissingToolError, RecipeError, UsageError
 from optimizer.pipeline import plan
 from optimizer.recipe import here, steps
@@ -75,6 +77,39 @@ def test_without_a_gpu_the_gpu_here_is_refused(recipe: Recipe, monkeypatch: pyte
         steps.derive(recipe)
     assert "it needs an NVIDIA GPU with a driver" in no.value.what
     assert "['8.6', '8.9']" in str(no.value.hint)
+
+
+def test_a_variant_that_builds_no_engine_asks_for_no_gpu(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that is not wanted."""
+    monkeypatch.setattr(here, "Cuda", lambda index: pytest.fail("no GPU is needed"))
+    int8 = recipe.variants["int8"]
+    variants = {"int8": int8, "plain": int8.model_copy(update={"targets": ("onnxruntime",)})}
+    both = recipe.model_copy(
+        update={"variants": variants, "targets": {**recipe.targets, "onnxruntime": Target(options={})}}
+    )
+    found = steps.derive(both, ["plain"])
+    assert "plain@onnxruntime" in [c.name for c in found.candidates]
+    assert not here.asks_for_the_gpu_here(both, ["plain"])
+    assert here.asks_for_the_gpu_here(both, ["int8"])
+    assert steps.derive(both, here=False).steps
+
+
+def test_check_needs_no_gpu_and_says_who_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.py", "data.py", "checkpoint.safetensors"):
+        (tmp_path / name).write_bytes((FIXTURES / "bad" / name).read_bytes())
+    text = (FIXTURES / "good.yaml").read_text()
+    assert "targets:" in text
+    head, _, _ = text.partition("targets:")
+    (tmp_path / "recipe.yaml").write_text(f"{head}targets: {{tensorrt_rtx: {{compute_capabilities: [current]}}}}\n")
+
+    def absent(index: int) -> None:
+        raise MissingToolError("needs an NVIDIA GPU with a driver; this machine has none", where="device cuda:0")
+
+    monkeypatch.setattr(here, "Cuda", absent)
+    done = CliRunner().invoke(command, [str(tmp_path / "recipe.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "sound." in done.output
+    assert "note: targets.tensorrt_rtx.compute_capabilities: [current] is the compute capability" in done.output
 
 
 def test_listed_capabilities_ask_for_no_gpu(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
