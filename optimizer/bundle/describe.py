@@ -99,7 +99,8 @@ def _runs_on(report: Report, candidate: CandidateReport, folder: Path) -> dict[s
     built = report.environment.packages
     engine = candidate.runtime in _ENGINES
     # What was built and cannot execute on the CPU (an engine, bfloat16 in onnxruntime) is for a GPU.
-    needs_gpu = candidate.device == "cpu" and (engine or candidate.status == "built")
+    built_for_gpu = candidate.status == "built" and candidate.runtime != "openvino"
+    needs_gpu = candidate.device == "cpu" and (engine or built_for_gpu)
     device = "cuda:0" if needs_gpu else candidate.device
     receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8")) if (folder / RECEIPT).is_file() else {}
     return {

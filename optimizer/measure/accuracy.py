@@ -58,9 +58,8 @@ class Evaluated:
 class _Tally:
     """Collects one model's outcomes batch by batch."""
 
-    def __init__(self, metrics: Mapping[str, str | None], golden_samples: int) -> None:
+    def __init__(self, metrics: Mapping[str, str | None]) -> None:
         self._metrics = metrics
-        self._golden_samples = golden_samples
         self._outcomes: dict[str, list[Outcomes]] = {name: [] for name in metrics}
         self._numerics: dict[str, NumericsAccumulator] = {}
         self._golden: dict[str, list[Array]] = {}
@@ -124,8 +123,8 @@ def evaluate(  # noqa: PLR0913 - every one is needed, and a bag of settings woul
     """
     if not len(samples):
         raise StageError("there are none", where="evaluation samples", hint="Correct data.evaluation.")
-    tallies = {name: _Tally(metrics, golden_samples) for name in candidates}
-    base = _Tally(metrics, golden_samples)
+    tallies = {name: _Tally(metrics) for name in candidates}
+    base = _Tally(metrics)
     failures: dict[str, OptimizerError] = {}
     golden = _Golden(golden_samples)
     done = 0

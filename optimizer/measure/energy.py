@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optimizer.errors import MissingToolError
+from optimizer.errors import MeasurementError, MissingToolError
 
 POWERCAP = Path("/sys/class/powercap")
 IDLE_S = 1.0
@@ -21,7 +21,7 @@ _MOST_W = 1000.0  # of one processor package: how soon its counter may have wrap
 
 
 class Source(Protocol):
-    """A counter of joules since it was opened."""
+    """A counter of joules since it was opened; `read_j` raises MeasurementError where it cannot be read any more."""
 
     name: str
     most_s: float  # how far apart two readings may be
@@ -45,7 +45,11 @@ class NvmlCounter:
 
     def read_j(self) -> float:
         """Return the joules since opening."""
-        return (int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) - self._start_mj) / 1000
+        try:
+            now = int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        except self._nvml.NVMLError as error:
+            raise _silent(self.name, error) from error
+        return (now - self._start_mj) / 1000
 
 
 class NvmlPower:
@@ -64,16 +68,17 @@ class NvmlPower:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._joules = 0.0
+        self._gap: Exception | None = None  # a sample that failed: the integral misses it from then on
         self._last = (time.perf_counter(), self._watts())
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
     def read_j(self) -> float:
-        """Return the joules since opening."""
+        """Return the joules since opening. Raises: MeasurementError once a sample failed, here or in the thread."""
         with self._lock:
-            now, watts = time.perf_counter(), self._watts()
-            self._joules += (now - self._last[0]) * (watts + self._last[1]) / 2
-            self._last = (now, watts)
+            self._add()
+            if self._gap is not None:
+                raise _silent(self.name, self._gap) from self._gap
             return self._joules
 
     def close(self) -> None:
@@ -81,12 +86,24 @@ class NvmlPower:
         self._ended.set()
         self._thread.join()
 
+    def _add(self) -> None:
+        if self._gap is not None:
+            return
+        try:
+            now, watts = time.perf_counter(), self._watts()
+        except self._nvml.NVMLError as error:
+            self._gap = error
+            return
+        self._joules += (now - self._last[0]) * (watts + self._last[1]) / 2
+        self._last = (now, watts)
+
     def _watts(self) -> float:
         return int(self._nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1000
 
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_S):
-            self.read_j()
+            with self._lock:
+                self._add()
 
 
 class Rapl:
@@ -107,11 +124,18 @@ class Rapl:
     def read_j(self) -> float:
         """Return the joules since opening."""
         for i, file in enumerate(self._files):
-            now = int(file.read_text())
+            try:
+                now = int(file.read_text())
+            except (OSError, ValueError) as error:
+                raise _silent(self.name, error) from error
             # Smaller than before: wrapped around, once, because nobody draws so much power as to make it twice.
             self._sum_uj += now - self._last[i] if now >= self._last[i] else now + self._ranges[i] - self._last[i]
             self._last[i] = now
         return self._sum_uj / 1e6
+
+
+def _silent(source: str, error: Exception) -> MeasurementError:
+    return MeasurementError(f"{source}: it cannot be read any more: {error}", where="measure.resources")
 
 
 @contextlib.contextmanager
@@ -193,7 +217,7 @@ def energy_mj_per_item(
 
     The stretch begins and ends where the counter moves: one that moves every 100 ms would else be wrong by as much as
     that at each end.
-    Raises: what `call` raises.
+    Raises: what `call` raises, MeasurementError where the counter cannot be read any more.
     """
     with opened_source(device, powercap) as source:
         if isinstance(source, str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +30,7 @@ class GpuState:
     memory_mhz: int | None
     temperature_c: int | None
     power_w: float | None
-    reasons: int
+    reasons: int | None
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class GpuWatch:
             memory_mhz=self._ask(n.nvmlDeviceGetClockInfo, n.NVML_CLOCK_MEM),
             temperature_c=self._ask(n.nvmlDeviceGetTemperature, n.NVML_TEMPERATURE_GPU),
             power_w=None if power is None else power / 1000,
-            reasons=self._ask(n.nvmlDeviceGetCurrentClocksEventReasons) or 0,
+            reasons=self._ask(n.nvmlDeviceGetCurrentClocksEventReasons),
         )
         self.states.append(state)
         return state
@@ -64,16 +66,14 @@ class GpuWatch:
 
     def summary(self) -> dict[str, Any]:
         """Return ranges over all readings since the last `clear`, and every reason that was seen."""
-        seen = 0
-        for state in self.states:
-            seen |= state.reasons
+        told = [state.reasons for state in self.states if state.reasons is not None]
         return {
             "readings": len(self.states),
             "sm_mhz": self._range("sm_mhz"),
             "memory_mhz": self._range("memory_mhz"),
             "temperature_c": self._range("temperature_c"),
             "power_w": self._range("power_w"),
-            "clock_reasons": named(seen),
+            "clock_reasons": named(functools.reduce(operator.or_, told)) if told else None,
             "other_processes": self.other_processes(),
         }
 
@@ -98,6 +98,6 @@ def named(reasons: int) -> list[str]:
     return [name for bit, name in (HELD_DOWN | SHOWN).items() if reasons & bit]
 
 
-def held_down(reasons: int) -> list[str]:
+def held_down(reasons: int | None) -> list[str]:
     """Return the names of those bits that mean a disturbance: heat, or power that the board cannot give."""
-    return [name for bit, name in HELD_DOWN.items() if reasons & bit]
+    return [name for bit, name in HELD_DOWN.items() if (reasons or 0) & bit]

@@ -40,7 +40,7 @@ WARMUP_AGAIN_S = 0.02
 WARMUP_AGAIN_CALLS = 2
 WARMUP_MOST_S = 2.0
 WARMUP_AGAIN_MOST_S = 0.25
-WARMUP_SHARE = 2.0  # a warm-up takes at most so many times the timed seconds of its opening
+WARMUP_SHARE = 2.0  # a warm-up takes at most so many times the timed seconds, the first one those of all openings
 WARMUP_AGREEMENT = 0.05
 TURN_S = 0.005
 REWARM_S = 0.0025
@@ -80,12 +80,13 @@ class Effort:
     fewest: int = FEWEST_ROUNDS  # where `rounds` take far more than the budget
     like: LatencySession | None = None
     opening: int = 0  # each has turns in another order
+    openings: int = 1  # that have `seconds` each
 
     @property
     def window(self) -> tuple[int, float, float]:
         """Least calls and seconds of a warm-up window, and the seconds of all; fewer once all has been warm before."""
         if self.like is None:
-            return WARMUP_CALLS, WARMUP_WINDOW_S, min(WARMUP_MOST_S, WARMUP_SHARE * OPENINGS * self.seconds)
+            return WARMUP_CALLS, WARMUP_WINDOW_S, min(WARMUP_MOST_S, WARMUP_SHARE * self.openings * self.seconds)
         return WARMUP_AGAIN_CALLS, WARMUP_AGAIN_S, min(WARMUP_AGAIN_MOST_S, WARMUP_SHARE * self.seconds)
 
     def calls_per_turn(self, name: str, batch: int, pace: float) -> int:
@@ -127,7 +128,7 @@ def measure_openings(
                     wanted = 1
                 like = sessions[0] if sessions else None
                 rounds, fewest = math.ceil(ROUNDS / wanted), math.ceil(FEWEST_ROUNDS / wanted)
-                effort = Effort(seconds / wanted, rounds, fewest, like, len(sessions))
+                effort = Effort(seconds / wanted, rounds, fewest, like, len(sessions), wanted)
 
                 def tell(done: int, total: int, before: int = len(sessions), parts: int = wanted) -> None:
                     progress(before * total + done, parts * total)
@@ -205,7 +206,7 @@ def _measure(
             progress(round(100 * (before + share)), 100 * len(feeds))
 
         gathered = _Rounds(calls, turns, watch, effort)
-        gathered.take(effort.seconds * len(calls), tell)
+        gathered.take(effort.seconds * len(calls), batch, tell)
         surroundings[batch] = watch.facts()
         for name, blocks in gathered.nanoseconds.items():
             series[name][batch] = Series(np.array(blocks) / 1e6, warmups[name][0], tuple(gathered.disturbed))
@@ -253,12 +254,11 @@ class _Rounds:
         self.nanoseconds: dict[str, list[list[int]]] = {name: [] for name in calls}
         self.disturbed: list[bool] = []
 
-    def take(self, budget: float, tell: Callable[[float], None]) -> None:
+    def take(self, budget: float, batch: int, tell: Callable[[float], None]) -> None:
         """Take rounds until `budget` seconds of undisturbed ones are there, or there is no hope of them."""
         names = list(self._calls)
         order = self._rng.permutation(len(names))
-        started, quiet = time.perf_counter(), 0.0
-        spent = 0.0
+        started, quiet, spent = time.perf_counter(), 0.0, 0.0
         with no_collection():
             self._watch.begin()
             while self._owes(quiet, spent, budget):
@@ -266,7 +266,8 @@ class _Rounds:
                 order = order[::-1] if len(self.disturbed) % 2 else self._rng.permutation(len(names))
                 for position in order:
                     name = names[position]
-                    self.nanoseconds[name].append(_turn(self._calls[name], self._turns[name]))
+                    with blamed(name, batch):
+                        self.nanoseconds[name].append(_turn(self._calls[name], self._turns[name]))
                 self.disturbed.append(bool(self._watch.round()))
                 before, spent = spent, time.perf_counter() - started
                 if not self.disturbed[-1]:

@@ -69,7 +69,13 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
     for subject in missing:
         if subject.name not in found:
             continue
-        document = _accuracy_document(subject, found[base.name], found[subject.name], recipe) | about[subject.name]
+        try:
+            document = _accuracy_document(subject, found[base.name], found[subject.name], recipe) | about[subject.name]
+        except OptimizerError as error:  # a receipt that cannot be read is one candidate's fault
+            if subject is base:
+                raise
+            measured.failures[subject.name] = error
+            continue
         write = writer(document, _accuracy_arrays(found, subject.name))
         entry = store(bench, keys[subject.name], documents[subject.name], write, seconds)
         measured.accuracy[subject.name] = entry
@@ -81,7 +87,8 @@ def refuse_shortfall(subjects: Sequence[Subject], bench: Bench, measured: Measur
     from optimizer.pipeline.receipt import check_delivered
 
     for subject in subjects:
-        entry, variant = measured.accuracy.get(subject.name), bench.recipe.variants.get(subject.variant)
+        entry = measured.accuracy.get(subject.name)
+        variant = bench.recipe.variants.get(subject.variant) if entry is not None else None
         if entry is None or variant is None:
             continue
         found = read_document(entry)

@@ -118,7 +118,8 @@ def _time(
             yield runners
             for name, runner in runners.items():
                 if name not in executions:  # the first of several openings
-                    executions[name] = told(runner, feeds[settings.batches[0]])
+                    with blamed(name) if name != subjects[0].name else contextlib.nullcontext():
+                        executions[name] = told(runner, feeds[settings.batches[0]])
 
     device = next((s.device for s in subjects if s.device != "cpu"), "cpu")
     with pinned(settings.threads) as affinity, Watch(affinity, device) as watch:

@@ -19,6 +19,7 @@ from optimizer.pipeline import calibration
 from optimizer.pipeline.bench import GOLDEN, LATENCY, OUTCOMES, Measured
 from optimizer.pipeline.load import place_load
 from optimizer.results import ArtifactRef
+from optimizer.runtime.bundle import LABELS, PREPROCESSING
 from optimizer.types import Artifact
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 LOGS = "logs"
-_MARK = ".optimizer"  # in a folder of logs: it is ours to replace
+_MARK = ".optimizer"  # in a folder of logs, or in that of a run which is not all written: it is ours to replace
 SCHEMA = 1
 
 
@@ -38,7 +39,8 @@ def place_artifacts(
 
     What an earlier run left there goes first, its report before all: a folder with a report is whole.
     """
-    for name in ("report.json", RUN_FILE):
+    (run / _MARK).touch()
+    for name in ("report.json", "report.html", "report.md", RUN_FILE, OUTCOMES, LATENCY, LABELS, PREPROCESSING):
         (run / name).unlink(missing_ok=True)
     for name in ("artifacts", "golden", "recipe"):
         shutil.rmtree(run / name, ignore_errors=True)
@@ -95,15 +97,16 @@ def write_run(
     _write_recipe(run, recipe)
     labels = _labels(recipe)
     if labels:
-        (run / "labels.json").write_text(json.dumps(list(labels), ensure_ascii=False) + "\n")
+        (run / LABELS).write_text(json.dumps(list(labels), ensure_ascii=False) + "\n")
     steps = [step.model_dump(mode="json", exclude_none=True) for step in recipe.data.transform]
     if steps:
-        (run / "preprocessing.json").write_text(json.dumps({next(iter(recipe.inputs)): steps}) + "\n")
+        (run / PREPROCESSING).write_text(json.dumps({next(iter(recipe.inputs)): steps}) + "\n")
     document = _run_document(run, recipe, subjects) | {
         "golden_samples": golden,
         "evaluation": {name: part for name, part in evaluation.items() if name != "packages"},
     }
     (run / RUN_FILE).write_text(json.dumps(document, indent=1) + "\n")
+    (run / _MARK).unlink(missing_ok=True)
 
 
 def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dic
 
     outputs = next((s.artifact.outputs for s in subjects if s.artifact.outputs), ())
     folders = ("artifacts", "golden", "recipe", calibration.FOLDER)
-    kept = (*folders, "outcomes.npz", "latency.npz", "labels.json", "preprocessing.json")
+    kept = (*folders, OUTCOMES, LATENCY, LABELS, PREPROCESSING)
     files = sorted(p for name in kept for p in [run / name, *(run / name).rglob("*")] if p.is_file())
     return {
         "schema": SCHEMA,
@@ -221,7 +224,7 @@ def open_out(folder: Path) -> Path:
     """
     # A build that failed left its logs alone.
     kept = [p for p in folder.iterdir() if p.name != LOGS or not (p / _MARK).is_file()] if folder.is_dir() else []
-    if kept and not (folder / RUN_FILE).is_file():
+    if kept and not any((folder / name).is_file() for name in (RUN_FILE, _MARK)):
         raise UsageError("is not empty and holds no run", where=f"--out {folder}", hint="Name a new folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -54,13 +54,12 @@ def capture(cuda: Cuda, stream: int, enqueue: Callable[[], bool]) -> CudaGraph |
     if refused:
         return refused
     graph = c_void_p()
-    queued = False
     try:
-        queued = enqueue()
-    finally:
-        # Always: a stream whose capture was invalidated stays unusable until the capture is ended.
-        ended = cuda.attempt("cuStreamEndCapture", stream, ctypes.byref(graph))
-    try:
+        try:
+            queued = enqueue()
+        finally:
+            # Always: a stream whose capture was invalidated stays unusable until the capture is ended.
+            ended = cuda.attempt("cuStreamEndCapture", stream, ctypes.byref(graph))
         if ended or not queued or not graph.value:
             return ended or "the runtime queues nothing while it is captured"
         return _executable(cuda, stream, graph)

@@ -11,6 +11,8 @@ from optimizer.errors import UsageError
 from optimizer.runtime.session import Array, Feed
 from optimizer.types import TensorSpec
 
+_ROUNDS_TO_INFINITY = 65520.0  # in float16: the middle between its largest value and what the next one would be
+
 Ranges = Mapping[str, Mapping[str, int]]  # of an axis by its name: min and max
 
 
@@ -89,8 +91,8 @@ def _mismatches(spec: TensorSpec, array: object, axes: dict[str, tuple[str, int]
         return [f"input '{spec.name}' is a {type(array).__name__}, not a numpy array"]
     problems = []
     if _is_rounded(array.dtype.name, spec.dtype):
-        largest = float(np.abs(array).max()) if array.size else 0.0
-        if largest > np.finfo(np.float16).max:
+        largest = float(np.fmax.reduce(np.abs(array), axis=None)) if array.size else 0.0  # NaN aside
+        if largest >= _ROUNDS_TO_INFINITY:
             problems.append(f"input '{spec.name}' reaches {largest:g}, and float16 ends at 65504")
     elif array.dtype.name != spec.dtype:
         problems.append(f"input '{spec.name}' is {array.dtype.name}, not {spec.dtype}")

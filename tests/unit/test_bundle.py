@@ -346,6 +346,19 @@ def test_engine_bundle_carries_its_receipt_and_says_what_it_needs(tmp_path: Path
         load(bundle, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "device"), [("int8@openvino", "cpu"), ("bf16@onnxruntime", "cuda:0"), ("fp16@tensorrt", "cuda:0")]
+)
+def test_what_was_built_and_not_executed_is_for_a_gpu_unless_openvino_runs_it(
+    tmp_path: Path, name: str, device: str
+) -> None:
+    built = bundle_run.candidate(name, "built", reason="not here", accuracy_runtime="judge", latency_ms=None)
+    run = bundle_run.write_run(tmp_path / "run", [bundle_run.candidate("fp32@torch"), built])
+    bundle = write_bundle(run, name, tmp_path / "b")
+    passport = json.loads((bundle / "passport.json").read_text(encoding="utf-8"))
+    assert passport["runs_on"]["device"] == device
+
+
 def test_external_data_travels_with_the_graph(run: Path, tmp_path: Path) -> None:
     import onnx
 

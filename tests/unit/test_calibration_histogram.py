@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,3 +97,15 @@ def test_a_value_that_is_not_finite_leaves_the_counts_of_earlier_blocks_out() ->
     histogram = folded(np.full(5, 0.5, np.float32))
     assert not histogram.fold(values)
     assert (histogram.total, histogram.maximum) == (5, 0.5)
+
+
+@pytest.mark.parametrize("least", [0.1, -0.1])
+@pytest.mark.parametrize("exponent", [-3, 0, 5, 11, 40])
+def test_float64_is_counted_as_the_float32_that_it_rounds_to(least: float, exponent: int) -> None:
+    """Just below a power of two that is the power itself, which a range up to it does not hold."""
+    values = np.array([least, np.nextafter(1.0, 0.0)]) * 2.0**exponent
+    rounded = values.astype(np.float32)
+    assert rounded[1] == 2.0**exponent
+    found, expected = folded(values), folded(rounded)
+    assert (found.total, found.exponent) == (2, expected.exponent)
+    np.testing.assert_array_equal(found.counts, expected.counts)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from optimizer.errors import MeasurementError
 from optimizer.measure import nvml as nvml_module
-from optimizer.measure.energy import Energy, NvmlPower, Rapl, energy_mj_per_item, opened_source
+from optimizer.measure.energy import Energy, NvmlPower, Rapl, Source, energy_mj_per_item, opened_source
 
 WATTS = 50.0
 BUSY_S = 0.002
@@ -224,3 +225,48 @@ def test_nvml_is_closed_again_whatever_happens(bindings: Any) -> None:
     with pytest.raises(RuntimeError, match="inside"), nvml_module.opened("cuda:0"):
         raise RuntimeError("inside")
     assert bindings.counts == {"init": 2, "shutdown": 2}
+
+
+@pytest.mark.parametrize(("counts", "name"), [(True, "NVML energy counter"), (False, "NVML power")])
+def test_a_gpu_that_is_lost_while_measured_is_a_measurement_error(gpu: Any, counts: bool, name: str) -> None:
+    fake = Nvml(counts=counts)
+    gpu(fake)
+    calls = []
+
+    def call() -> None:
+        busy()
+        calls.append(1)
+        fake.counts = fake.powers = len(calls) < 5
+
+    with pytest.raises(MeasurementError, match=rf"^measure\.resources: {name}.*: it cannot be read any more: Not Supp"):
+        energy_mj_per_item(call, 1, 0.3, device="cuda:0", idle_s=0.0)
+
+
+def test_a_sample_that_the_thread_missed_is_not_bridged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading that fails once leaves a gap of unknown power: no number, although NVML answers again."""
+    monkeypatch.setattr("optimizer.measure.energy.SAMPLE_S", 0.001)
+    fake = Nvml()
+    power = NvmlPower(fake, 0)
+    assert power.read_j() >= 0.0
+    fake.powers = False
+    deadline = time.perf_counter() + 5
+    while power._gap is None and time.perf_counter() < deadline:
+        time.sleep(0.001)
+    fake.powers = True
+    try:
+        with pytest.raises(MeasurementError, match="cannot be read any more: Not Supported"):
+            power.read_j()
+    finally:
+        power.close()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text("")])
+def test_a_processors_counter_that_is_lost_is_a_measurement_error(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    package = zone(tmp_path, "0", "package-0")
+    source: Source = Rapl((package,))
+    assert source.read_j() == 0.0
+    damage(package / "energy_uj")
+    with pytest.raises(MeasurementError, match=r"^measure\.resources: RAPL, processor packages: it cannot"):
+        source.read_j()

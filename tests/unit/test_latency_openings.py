@@ -189,3 +189,45 @@ def test_openings_are_stored_beside_the_rounds_that_count() -> None:
     assert stored["openings/1"].tolist() == [7, 3]
     assert stored["openings/1"].sum() == len(stored["base/1"])
     assert "openings/1" not in LatencySession("base", {"base": {1: Series(samples, 0, (), (12,))}}).arrays()
+
+
+def test_a_warm_up_takes_twice_the_timed_seconds_however_often_it_is_opened() -> None:
+    """0.6 s are timed: six times 0.1 s, or once."""
+    many = latency.Effort(0.1, openings=latency.OPENINGS)
+    assert many.window[2] == pytest.approx(latency.Effort(0.6).window[2]) == pytest.approx(1.2)
+    assert latency.Effort(60.0).window[2] == 2.0
+
+
+class Restless:
+    """A runner whose calls last 1 ms and 2 ms, in turn for 50 ms each: no two windows of a warm-up agree."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.since, self.ms = clock, clock.now, 1
+
+    def bind(self, feed: Any) -> Callable[[], None]:
+        def call() -> None:
+            if self.clock.now - self.since >= 50_000_000:
+                self.since, self.ms = self.clock.now, 3 - self.ms
+            self.clock.now += self.ms * 1_000_000
+
+        return call
+
+
+@pytest.mark.parametrize(("seconds_to_open", "times", "most"), [(30.0, 1, 1000), (0.0, 6, 1000 + 5 * 250)])
+def test_what_never_holds_still_is_warmed_up_for_twice_the_timed_seconds(
+    clock: Clock, seconds_to_open: float, times: int, most: int
+) -> None:
+    """1.2 s of 100 ms with 75 calls each are 900; opened again, at most 0.2 s each."""
+    own, opened = Restless(clock), []
+
+    @contextlib.contextmanager
+    def opening() -> Iterator[Mapping[str, Any]]:
+        clock.now += round(seconds_to_open * 1e9)
+        opened.append(clock.now)
+        yield {"own": own}
+
+    found = measure_openings(
+        opening, {4: FEED}, baseline="own", seconds=0.6, progress=lambda done, total: None, watch=Quiet()
+    )
+    assert len(opened) == times
+    assert 850 <= found.series["own"][4].warmup <= most
