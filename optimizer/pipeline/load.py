@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.digest import sha256_json
 from optimizer.environment import installed
-from optimizer.errors import MissingToolError, OptimizerError
+from optimizer.errors import MeasurementError, MissingToolError, OptimizerError
 from optimizer.pipeline.bench import Bench, Measured, conditions, identity, store, writer
 from optimizer.pipeline.feeds import feed
 
@@ -145,8 +145,11 @@ class _Load:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="optimizer-") as folder:
             place = Path(folder)
-            with pinned(self._threads) as self._processors:
-                found = {part: measures[part](place)}
+            try:
+                with pinned(self._threads) as self._processors:
+                    found = {part: measures[part](place)}
+            except (RuntimeError, ValueError) as error:  # a backend's own, of a bound call
+                raise MeasurementError(f"{part} failed: {error}", where=self._subject.name) from error
             seconds = time.perf_counter() - started
             return store(self._bench, key, document, _keep(found, place), seconds)
 

@@ -21,7 +21,7 @@ _OPTION = "compute_capabilities"
 
 
 def asks_for_the_gpu_here(recipe: Recipe, only: Collection[str] = ()) -> bool:
-    """Tell whether an engine of these variants (none: all) is for the GPU of this machine, which is always the first."""
+    """Tell whether an engine of these variants (none: all) is for the GPU here, which is always the first."""
     return bool(_asking(recipe, only))
 
 

@@ -100,15 +100,22 @@ def test_what_one_part_depends_on_measures_no_other_anew(tmp_path: Path, parts: 
     assert parts == ["sweep"]
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (MeasurementError("no batch can run", where="measure.sweep"), "no batch can run"),
+        (RuntimeError("CUDA out of memory"), "sweep failed: CUDA out of memory"),
+    ],
+)
 def test_a_part_that_fails_takes_no_other_with_it(
-    tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch
+    raised: Exception, said: str, tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Any, place: Path) -> Any:
-        raise MeasurementError("no batch can run", where="measure.sweep")
+        raise raised
 
     monkeypatch.setattr(load._Load, "_sweep", fails)
     found = run(tmp_path, EVERYTHING)
-    assert [error.what for error in found.errors] == ["no batch can run"]
+    assert [error.what for error in found.errors] == [said]
     assert set(found.load["fp32@onnxruntime"]) == {"memory", "energy", "scenario", "concurrency", "trace"}
     parts.clear()
     assert len(run(tmp_path, EVERYTHING).errors) == 1
