@@ -21,8 +21,8 @@ Ints = npt.NDArray[np.int64]
 
 # Magnitudes of symmetric int8, and values of uint8.
 MAGNITUDES, VALUES = 128, 256
-# Candidates examined at a time: their levels stay in the processor's cache.
-_BLOCK = 128
+# Candidates examined at a time: they fit the processor's cache, and threads seldom wait for the interpreter's lock.
+_BLOCK = 512
 _ROUNDS = 2
 # Of discrete values (pixels, counts) the bins between are empty and any threshold represents what it keeps exactly: the
 # divergence, in which all that is clipped counts as one bin, is zero for it. So no more than this share is clipped.

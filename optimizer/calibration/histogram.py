@@ -12,7 +12,8 @@ from optimizer.runtime.session import Array
 # Bins on each side of zero. The range is a power of two, so at least half of them lie below the largest magnitude:
 # never fewer than 2,048 bins for the values of the longer side.
 BINS = 4096
-# Values binned at a time: the scaled copies stay in the processor's cache.
+# Values binned at a time: few enough for the processor's cache, and so many that the interpreter's lock is seldom asked
+# for.
 _BLOCK = 1 << 17
 _APART = 2  # neighbours among values that have no sign
 _SMALLEST_EXPONENT = -125  # 2**-126 is the smallest normal float32; what lies below counts as zero

@@ -25,8 +25,8 @@ Floats = npt.NDArray[np.float64]
 MAGNITUDES, VALUES = 127, 255
 # Candidates of the first look and of the second, which lies between the neighbours of the first one's best.
 _COARSE, _FINE = 256, 32
-# Candidates examined at a time: their levels stay in the processor's cache.
-_BLOCK = 32
+# Candidates examined at a time: they fit the processor's cache, and threads seldom wait for the interpreter's lock.
+_BLOCK = 128
 _ROUNDS = 2
 
 
