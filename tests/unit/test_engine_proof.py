@@ -140,3 +140,17 @@ def test_a_runtime_is_held_to_its_int8_graph_more_strictly_than_int8_to_float32(
         subject(tmp_path), precision="int8", runtime="openvino", device="cpu", artifact=Artifact("onnx", tmp_path, "")
     )
     assert (budget(int8, int8).min_sqnr_db or 0) < 20 < INT8_EXECUTION_DB == of_execution(int8).min_sqnr_db
+    # Where int8 itself leaves 14 dB, one value that rounds otherwise shows; never beyond what int8 may lose of float32.
+    assert of_execution(int8, 36.0).min_sqnr_db == INT8_EXECUTION_DB
+    assert of_execution(int8, 14.0).min_sqnr_db == 17.0
+    assert of_execution(int8, 5.0).min_sqnr_db == budget(int8, int8).min_sqnr_db
+    assert of_execution(replace(int8, precision="fp32"), 14.0) == of_execution(replace(int8, precision="fp32"))
+
+
+def test_what_int8_leaves_is_pooled_over_the_batches() -> None:
+    from optimizer.pipeline.prove import _pooled_db
+
+    ones = np.ones((4, 5), np.float32)
+    assert _pooled_db([(ones, ones + 0.1), (10 * ones, 10 * ones + 0.1)]) == pytest.approx(10 * np.log10(101 / 0.02))
+    assert _pooled_db([(ones, ones)]) == np.inf
+    assert _pooled_db([(ones, ones * np.nan)]) == np.inf  # nothing is told: the strict limit holds
