@@ -33,7 +33,8 @@ def clipped_share(histogram: RunningHistogram, low: float, high: float) -> float
     if histogram.total == 0 or (low <= histogram.minimum and high >= histogram.maximum):
         return 0.0
     sums = np.concatenate([[0.0], np.cumsum(histogram.counts, dtype=np.float64)])
-    edges = histogram.edges
+    # No value lies beyond the extremes in the outermost bins, and many just within: SiLU and GELU have a flat minimum.
+    edges = np.clip(histogram.edges, histogram.minimum, histogram.maximum)
     total = sums[-1]
     below = float(np.interp(low, edges, sums)) if low > histogram.minimum else 0.0
     above = float(total - np.interp(high, edges, sums)) if high < histogram.maximum else 0.0

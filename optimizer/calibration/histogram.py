@@ -61,7 +61,8 @@ class RunningHistogram:
 
         `room` is what the calling thread keeps from one call to the next. Numeric: as float32, which scales exactly.
         """
-        flat = values.reshape(-1).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite: told below
+            flat = values.reshape(-1).astype(np.float32, copy=False)
         room = room or CountingRoom(min(_BLOCK, flat.size))
         before = (self.minimum, self.maximum, self.exponent, self.counts.copy())
         step = -(-flat.size // max(1, -(-flat.size // _BLOCK))) or 1  # blocks of one size: each costs some, too

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import onnx
 
 from optimizer.graph.index import FLOAT, GraphIndex
-from optimizer.graph.placement import Layers, measured_tensors, place
+from optimizer.graph.placement import Layers, place
 from optimizer.graph.quantize import activations, examine_all, typed_index
 from optimizer.types import Dialect
 
@@ -32,8 +32,6 @@ def tensors_to_calibrate(model: onnx.ModelProto, dialects: Collection[Dialect], 
     index = typed_index(model)
     candidates, products, left = examine_all(index, "tensorrt", {}, attention=True)
     layers = Layers(candidates, products, (), left)
-    if "cpu" in dialects:
-        return measured_tensors(index, layers)
     asked = {name for dialect in dialects for name in place(index, layers, {}, dialect).roots}
     return sorted(name for name in asked if index.float_type(name) == FLOAT)
 

@@ -71,6 +71,13 @@ class GraphIndex:
         """Is the tensor an initializer, or the output of a Constant node?"""
         return name in self._constants
 
+    def may_be_zero(self, name: str) -> bool:
+        """Tell whether a tensor is a constant without any value but zero, or one whose values are not loaded."""
+        if not self.is_constant(name):
+            return False
+        stored = self._constants[name].data_location == onnx.TensorProto.EXTERNAL
+        return stored or not self.constant(name).any()
+
     def constant(self, name: str) -> Array:
         """Return a constant's value."""
         value: Array = np.asarray(numpy_helper.to_array(self._constants[name]))

@@ -127,25 +127,26 @@ def place_openvino(index: GraphIndex, layers: Layers) -> Placement:
     """
     placement = _inputs(layers)
     for found in layers.candidates:
-        if _is_scaled_twice(index, found):
-            placement.read_everywhere(str(found.node.output[0]))
+        if tensor := _scaled_twice(index, found):
+            placement.read_everywhere(tensor)
     for tensor in list(placement.roots):
         _share_scale_upwards(index, placement, tensor, layers.kept)
     return placement
 
 
-def _is_scaled_twice(index: GraphIndex, found: Candidate) -> bool:
-    """Does OpenVINO 2026.4 multiply a layer's result by its scale twice?
+def _scaled_twice(index: GraphIndex, found: Candidate) -> str:
+    """Return what several operators read of a layer whose result OpenVINO 2026.4 multiplies by its scale twice, or "".
 
-    It does so for a convolution without bias whose result, or a multiple of it, several operators read as float. A pair
-    behind the convolution ends what it fuses.
+    It does so for a convolution without bias (it drops one of zeros) whose result, or a multiple of it, several
+    operators read as float. A pair there ends what it fuses.
     """
-    if found.node.op_type not in {"Conv", "ConvTranspose"} or found.bias is not None:
-        return False
+    biased = found.bias_name is not None and not index.may_be_zero(found.bias_name)
+    if biased or found.node.op_type not in {"Conv", "ConvTranspose"}:
+        return ""
     tensor = str(found.node.output[0])
     while (reader := index.sole_reader(tensor)) is not None and reader.op_type in _SCALED:
         tensor = str(reader.output[0])
-    return len(index.readers.get(tensor, ())) + (tensor in index.outputs) > 1
+    return tensor if len(index.readers.get(tensor, ())) + (tensor in index.outputs) > 1 else ""
 
 
 def place_cpu(index: GraphIndex, layers: Layers) -> Placement:

@@ -87,7 +87,7 @@ def quantize(
     placement = place(index, layers, ranges, dialect)
     check_ranges(placement, ranges, "quantize")
     affine = parameters(placement, ranges, dialect)
-    coarse = _coarse(read_integers(index, placement, kept))
+    coarse = _coarse(read_integers(index, placement, kept), dialect)
     writer = PairWriter(index, placement, affine)
     for found in layers.candidates:
         writer.quantize_weight(found, with_bias=dialect == "cpu")
@@ -96,6 +96,7 @@ def quantize(
     notes = [f"'{name}' was zero in every calibration sample: its scale is 1" for name in flat]
     notes += _idle(layers, residuals, attention=attention)
     notes += coarse
+    notes += _unneeded(index, dialect, keep, kept)
     unasked = frozenset(kept) | {name for name, reason in left.items() if reason == UNASKED}
     return Quantized(model, left, tuple(notes), unasked, writer.parameters, placement.groups)
 
@@ -112,14 +113,24 @@ def _idle(layers: Layers, residuals: Residuals, *, attention: bool) -> list[str]
     return notes
 
 
-def _coarse(layers: Sequence[str], limit: int = 3) -> list[str]:
+def _unneeded(index: GraphIndex, dialect: Dialect, keep: Sequence[str], kept: Mapping[str, str]) -> list[str]:
+    """Say which entries of `keep` hold no layer that int8 would have."""
+    candidates, products, _ = examine_all(index, dialect, (), attention=True)
+    quantizable = {node_key(node) for node in (*(c.node for c in candidates), *(p.node for p in products))}
+    taken = {name for key, name in kept.items() if key in quantizable}
+    idle = [name for name in dict.fromkeys(keep) if name not in taken and name in kept.values()]
+    return [f"keep: {', '.join(idle)}: holds no layer that int8 would compute"] if idle else []
+
+
+def _coarse(layers: Sequence[str], dialect: Dialect, limit: int = 3) -> list[str]:
     """Say which kept layers read 8-bit values all the same."""
     if not layers:
         return []
     more = f" and {len(layers) - limit} more" if len(layers) > limit else ""
     read = "reads" if len(layers) == 1 else "read"
-    told = f"kept in float32, {', '.join(layers[:limit])}{more} {read} 8-bit values all the same: onnxruntime's integer"
-    return [f"{told} kernel of the layer before writes no others; keep that one, too, where this rounding counts"]
+    told = f"kept in float32, {', '.join(layers[:limit])}{more} {read} 8-bit values all the same"
+    why = "OpenVINO needs a pair" if dialect == "openvino" else "onnxruntime's integer kernel writes no others"
+    return [f"{told}: {why} behind the layer before; keep that one, too, where this rounding counts"]
 
 
 def summarize(left: Mapping[str, str], limit: int = 3) -> list[str]:

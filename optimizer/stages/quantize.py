@@ -26,7 +26,7 @@ class Quantize(Stage):
     """Write the graph with Q/DQ pairs and refuse to deliver less int8 than was asked for."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "table": "calibration"}
     produces: ClassVar[Format] = "onnx"
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")

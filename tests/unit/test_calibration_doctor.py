@@ -87,6 +87,15 @@ def test_convergence_is_seen_from_estimates_taken_on_the_way() -> None:
     assert found.total == 80 * 192
 
 
+def test_what_piles_up_at_a_flat_minimum_does_not_drift() -> None:
+    """SiLU's smallest values lie together: a bound that misses the smallest by a digit cuts none of them off."""
+    x = np.random.default_rng(0).normal(size=200_000) * 2
+    silu = histogram_of(x / (1 + np.exp(-x)))
+    assert silu.minimum < (low := silu.minimum * (1 - 1e-7))
+    assert clipped_share(silu, low, silu.maximum) < 1e-4
+    assert clipped_share(silu, silu.minimum + 0.01, silu.maximum) > 0.05  # the twin: these are beyond it
+
+
 def test_drift_counts_what_lies_outside_and_how_far() -> None:
     found = drift(table(a=row(NORMAL), b=row(NORMAL)), {"a": histogram_of(NORMAL), "b": histogram_of(NORMAL * 3)})
     assert [d.tensor for d in found] == ["b", "a"]

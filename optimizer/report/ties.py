@@ -1,0 +1,46 @@
+"""What a recommendation does not decide: candidates that are as fast as the one recommended, as far as was measured."""
+
+from __future__ import annotations
+
+from optimizer.report import format as fmt
+from optimizer.report.limits import gate_batch
+from optimizer.results import CandidateReport, Report
+
+
+def ties(report: Report) -> tuple[str, ...]:
+    """Return a sentence per recommended candidate with those whose latency the session does not tell from its own.
+
+    Two are not told apart where the 95 % intervals of their speedups overlap. The same file under another name is said
+    to be that.
+    """
+    batch = gate_batch(report) or ""
+    found = []
+    for name in report.recommended.values():
+        chosen = report.candidate(name)
+        if chosen is None:
+            continue
+        equal = [c for c in report.candidates if c.name != name and _as_fast(c, chosen, batch)]
+        if equal:
+            said = "; ".join(_told(c, chosen) for c in equal)
+            found.append(f"in latency {name} ({_sqnr(chosen)}) is not told apart from {said}")
+    return tuple(found)
+
+
+def _as_fast(other: CandidateReport, chosen: CandidateReport, batch: str) -> bool:
+    passes = other.verdict is None or other.verdict.status == "pass"
+    mine, its = (chosen.speedup or {}).get(batch), (other.speedup or {}).get(batch)
+    if other.device != chosen.device or not passes or mine is None or its is None:
+        return False
+    return its.ci95[1] >= mine.ci95[0] and mine.ci95[1] >= its.ci95[0]
+
+
+def _told(other: CandidateReport, chosen: CandidateReport) -> str:
+    same = other.artifact is not None and chosen.artifact is not None and other.runtime == chosen.runtime
+    if same and other.artifact and chosen.artifact and other.artifact.sha256 == chosen.artifact.sha256:
+        return f"{other.name} (the same file)"
+    return f"{other.name} ({_sqnr(other)})"
+
+
+def _sqnr(candidate: CandidateReport) -> str:
+    known = [n.sqnr_db for n in candidate.numerics.values() if n.sqnr_db is not None]
+    return f"SQNR {fmt.decibel(min(known))}" if known else "outputs equal"
