@@ -30,8 +30,8 @@ from optimizer.types import TensorSpec
 BATCH = 16
 # Activations held at once: large pictures come in smaller batches. A third of it takes 5 % longer (ResNet-18, 224x224).
 _BUDGET_BYTES = 192 << 20
-# Batches run side by side, each on its share of the processors: while one is counted in numpy, mostly under the
-# interpreter's lock, another is inferred. Histograms do not depend on the order in which they are fed.
+# Batches run side by side, each on its share of the processors: while one is counted, another is inferred. Histograms
+# do not depend on the order in which they are fed.
 _MOST_WORKERS = 4
 
 Role = Literal["calibration", "evaluation"]

@@ -10,8 +10,8 @@ from collections.abc import Collection
 
 import onnx
 
-from optimizer.graph.index import FLOAT, GraphIndex
-from optimizer.graph.placement import Layers, place
+from optimizer.graph.index import GraphIndex
+from optimizer.graph.placement import Layers, measured_tensors
 from optimizer.graph.quantize import activations, examine_all, typed_index
 from optimizer.types import Dialect
 
@@ -31,9 +31,7 @@ def tensors_to_calibrate(model: onnx.ModelProto, dialects: Collection[Dialect], 
         return every
     index = typed_index(model)
     candidates, products, left = examine_all(index, "tensorrt", {}, attention=True)
-    layers = Layers(candidates, products, (), left)
-    asked = {name for dialect in dialects for name in place(index, layers, {}, dialect).roots}
-    return sorted(name for name in asked if index.float_type(name) == FLOAT)
+    return measured_tensors(index, Layers(candidates, products, (), left), dialects)
 
 
 def stand_ins(model: onnx.ModelProto, tensors: Collection[str]) -> dict[str, str]:

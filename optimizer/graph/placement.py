@@ -294,7 +294,7 @@ def parameters(placement: Placement, ranges: Mapping[str, Bounds], dialect: Dial
     return found
 
 
-def measured_tensors(index: GraphIndex, layers: Layers) -> list[str]:
-    """Return the activations whose ranges any dialect may ask for, sorted."""
-    names = {*place_cpu(index, layers).roots, *place_openvino(index, layers).roots}
+def measured_tensors(index: GraphIndex, layers: Layers, dialects: Collection[Dialect]) -> list[str]:
+    """Return the activations whose ranges the dialects may ask for, sorted."""
+    names = {name for dialect in dialects for name in place(index, layers, {}, dialect).roots}
     return sorted(n for n in names if index.float_type(n) == FLOAT)

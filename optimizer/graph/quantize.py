@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx
 
@@ -60,7 +60,7 @@ def activations(model: onnx.ModelProto) -> list[str]:
     """
     _check_quantizable(model, "calibrate")
     index = typed_index(model)
-    return measured_tensors(index, _layers(index, "tensorrt", {}, "int8", attention=True)[0])
+    return measured_tensors(index, _layers(index, "tensorrt", {}, "int8", attention=True)[0], get_args(Dialect))
 
 
 def quantize(
@@ -115,9 +115,8 @@ def _idle(layers: Layers, residuals: Residuals, *, attention: bool) -> list[str]
 
 def _unneeded(index: GraphIndex, dialect: Dialect, keep: Sequence[str], kept: Mapping[str, str]) -> list[str]:
     """Say which entries of `keep` hold no layer that int8 would have."""
-    candidates, products, _ = examine_all(index, dialect, (), attention=True)
-    quantizable = {node_key(node) for node in (*(c.node for c in candidates), *(p.node for p in products))}
-    taken = {name for key, name in kept.items() if key in quantizable}
+    multiplying = [node for node in index.graph.node if node.op_type in COMPUTE and node_key(node) in kept]
+    taken = {kept[node_key(n)] for n in multiplying if not isinstance(examine(index, n, dialect, attention=True), str)}
     idle = [name for name in dict.fromkeys(keep) if name not in taken and name in kept.values()]
     return [f"keep: {', '.join(idle)}: holds no layer that int8 would compute"] if idle else []
 

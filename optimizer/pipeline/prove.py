@@ -17,6 +17,7 @@ import numpy as np
 from optimizer.checkpoint import MODULE_FILE
 from optimizer.errors import OptimizerError
 from optimizer.measure.agreement import DisagreementError
+from optimizer.measure.numerics import NumericsAccumulator
 from optimizer.pipeline.blame import Link, as_opened, explained, judged, rebuilt
 from optimizer.pipeline.feeds import check_feeds
 from optimizer.pipeline.reproduce import Way
@@ -210,10 +211,12 @@ class Proof:
 
 
 def _pooled_db(pairs: Sequence[tuple[Array, Array]]) -> float:
-    """Return 10 log10 of the power of what is expected over that of the errors; infinite where nothing can be told."""
-    signal = sum(float(np.square(expected, dtype=np.float64).sum()) for expected, _ in pairs)
-    error = sum(float(np.square(np.subtract(f, e, dtype=np.float64)).sum()) for e, f in pairs)
-    return 10 * float(np.log10(signal / error)) if 0 < error < np.inf and 0 < signal < np.inf else np.inf
+    """Return the SQNR over all pairs; infinite where it is not defined."""
+    numerics = NumericsAccumulator()
+    for expected, found in pairs:
+        numerics.add(expected, found)
+    sqnr_db = numerics.result().sqnr_db
+    return np.inf if sqnr_db is None else sqnr_db
 
 
 def _rebuilds(step: Step | None) -> Execute | None:

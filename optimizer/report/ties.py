@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch
+from optimizer.report.view import worst_sqnr
 from optimizer.results import CandidateReport, Report
 
 
@@ -35,12 +36,11 @@ def _as_fast(other: CandidateReport, chosen: CandidateReport, batch: str) -> boo
 
 
 def _told(other: CandidateReport, chosen: CandidateReport) -> str:
-    same = other.artifact is not None and chosen.artifact is not None and other.runtime == chosen.runtime
-    if same and other.artifact and chosen.artifact and other.artifact.sha256 == chosen.artifact.sha256:
-        return f"{other.name} (the same file)"
-    return f"{other.name} ({_sqnr(other)})"
+    mine, its = chosen.artifact, other.artifact
+    same = mine is not None and its is not None and mine.sha256 == its.sha256 and other.runtime == chosen.runtime
+    return f"{other.name} ({'the same file' if same else _sqnr(other)})"
 
 
 def _sqnr(candidate: CandidateReport) -> str:
-    known = [n.sqnr_db for n in candidate.numerics.values() if n.sqnr_db is not None]
-    return f"SQNR {fmt.decibel(min(known))}" if known else "outputs equal"
+    said = worst_sqnr(candidate)
+    return "outputs equal" if said in ("equal", fmt.DASH) else f"SQNR {said}"
