@@ -15,7 +15,7 @@ BINS = 4096
 # Values binned at a time: few enough for the processor's cache, and so many that the interpreter's lock is seldom asked
 # for.
 _BLOCK = 1 << 17
-_APART = 2  # neighbours among values that have no sign
+_APART = 4  # neighbours among values that have no sign
 _SMALLEST_EXPONENT = -125  # 2**-126 is the smallest normal float32; what lies below counts as zero
 
 
@@ -32,12 +32,12 @@ class CountingRoom:
         self.scaled = np.empty(size)
         self.apart = (np.arange(size) % _APART * BINS).astype(np.int32)
         rows, ends = np.zeros(size, np.int32), np.array([0, size], np.int32)
-        self._column = csc_array((np.ones(size, np.int32), rows, ends), shape=(2 * BINS, 1), copy=False)
+        self._column = csc_array((np.ones(size, np.int32), rows, ends), shape=(_APART * BINS, 1), copy=False)
         self._one = np.ones(1, np.int32)
         self.bins: npt.NDArray[np.int32] = self._column.indices
 
     def count(self, size: int) -> npt.NDArray[np.int32]:
-        """Return how often each bin stands among the first `size` of `bins`; all must lie in [0, 2 * BINS)."""
+        """Return how often each bin stands among the first `size` of `bins`; all must lie in [0, _APART * BINS)."""
         self._column.indptr[1] = size
         counts: npt.NDArray[np.int32] = self._column @ self._one
         return counts
@@ -83,14 +83,14 @@ class RunningHistogram:
         kind = np.float32 if -114 <= self.exponent <= 12 else np.float64
         scaled = room.scaled.view(kind)[: block.size]
         bins = room.bins[: block.size]
-        np.multiply(block, kind(BINS * 2.0**-self.exponent), out=scaled, dtype=kind)
+        scale = kind(BINS * 2.0**-self.exponent)
         if low < 0:
+            np.multiply(block, scale, out=scaled, dtype=kind)
             np.floor(scaled, out=scaled)
-            np.copyto(bins, scaled, casting="unsafe")
-            np.add(bins, BINS, out=bins)
-            self.counts += room.count(block.size)
+            np.add(scaled, kind(BINS), out=bins, casting="unsafe")
+            self.counts += room.count(block.size)[: 2 * BINS]
             return
-        np.copyto(bins, scaled, casting="unsafe")  # rounds towards zero
+        np.multiply(block, scale, out=bins, dtype=kind, casting="unsafe")  # which rounds towards zero
         # Of a Relu's result half is zero: each increment of the one bin would wait for the one before it. Neighbours
         # are counted in bins of their own.
         np.add(bins, room.apart[: block.size], out=bins)

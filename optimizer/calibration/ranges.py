@@ -136,7 +136,7 @@ def measure_if_given(
 def measure_magnitudes(
     model: onnx.ModelProto, tensors: Sequence[str], samples: Samples, progress: Progress
 ) -> dict[str, Magnitudes]:
-    """Return the magnitudes of float32 tensors over all samples; `model` gets them as outputs.
+    """Return the magnitudes of float32 tensors over all samples.
 
     Memory: the activations of one batch; a few numbers a tensor outlive it.
     Raises: StageError for fewer than two samples, fewer than announced, or values that are NaN.
@@ -147,8 +147,8 @@ def measure_magnitudes(
     running = {name: RunningMagnitudes() for name in tensors}
     with tempfile.TemporaryDirectory(prefix="ranges-") as folder:
         path = Path(folder) / "model.onnx"
-        save_with_outputs(model, tensors, path)
-        with OnnxSession(path, threads=len(os.sched_getaffinity(0))) as session:
+        weights = save_with_outputs(model, tensors, path)
+        with OnnxSession(path, threads=len(os.sched_getaffinity(0)), weights=weights) as session:
             done = _run(session, samples, running, progress)
     if done < len(samples):
         raise StageError(

@@ -1,10 +1,12 @@
 """Expected squared error of rounding and clipping, from a histogram, for many candidate scales at once.
 
 A value between two levels goes to the nearer one, beyond the last to the last. With F(x) the count and G(x) the sum of
-values up to x (both from prefix sums, values lying evenly in their bin), levels r_0 .. r_L one step s apart and the
-edges e_k half way between r_(k-1) and r_k, summation by parts leaves one lookup an edge:
+values up to x, levels r_0 .. r_L one step s apart and the edges e_k half way between r_(k-1) and r_k, summation by
+parts leaves, of x F(x) - G(x), which is H(x), the integral of F up to x, one lookup an edge:
 
-    error = sum x^2 - 2 (r_L G(inf) - s sum_k G(e_k)) + r_L^2 F(inf) - 2 s sum_k e_k F(e_k)
+    error = sum x^2 - 2 r_L G(inf) + r_L^2 F(inf) - 2 s sum_k H(e_k)
+
+H comes from prefix sums; values lie evenly in their bin, so it is quadratic there.
 
 Units: bins. Thresholds are counted in bins, errors in bins squared times values.
 """
@@ -63,32 +65,39 @@ def best_pair(counts: Floats, zero: int) -> tuple[float, float]:
     sums = _Sums.of(counts, zero)
     below, above = max(zero - float(filled[0]), 0.0), max(float(filled[-1]) + 1 - zero, 0.0)
     lowest, highest = below, above
-    for _ in range(_ROUNDS):
-        before = below
+    for again in range(_ROUNDS):
+        before = below, above
         above = _search(highest, partial(unsigned_errors, sums, below))
+        if again and above == before[1]:
+            break  # `below` was found for it
         below = _search(lowest, partial(unsigned_errors, sums, above=above))
-        if below == before or not (below and above):
+        if below == before[0] or not (below and above):
             break  # what it says of `above` is known, or one-sided: there is nothing to settle with
     return below, above
 
 
 class _Sums(NamedTuple):
-    """Running sums over bins: count, sum of values, and both of the whole."""
+    """Running sums over bins up to each edge, and one empty bin behind them, which stands for all that is beyond."""
 
     counts: Floats
-    below: Floats  # count below each edge
-    values: Floats  # sum of the values below each edge
-    squares: float
+    below: Floats  # count below each edge: F
+    area: Floats  # integral of F up to each edge: H
+    total: float
+    values: float  # sum of all values
+    squares: float  # and of their squares
     zero: int
 
     @classmethod
     def of(cls, counts: Floats, zero: int) -> _Sums:
-        edges = np.arange(len(counts) + 1, dtype=np.float64) - zero
-        middles = edges[:-1] + 0.5
+        middles = np.arange(len(counts), dtype=np.float64) - zero + 0.5
+        below = np.concatenate([[0.0], np.cumsum(counts)])
+        area = np.concatenate([[0.0], np.cumsum(below[:-1] + counts / 2)])  # F grows evenly within a bin
         return cls(
-            counts,
-            np.concatenate([[0.0], np.cumsum(counts)]),
-            np.concatenate([[0.0], np.cumsum(counts * middles)]),
+            np.append(counts, 0.0),
+            below,
+            area,
+            float(below[-1]),
+            float((counts * middles).sum()),
             float((counts * (middles**2 + 1.0 / 12.0)).sum()),
             zero,
         )
@@ -101,23 +110,22 @@ def errors(sums: _Sums, steps: Floats, lowest: Floats, levels: int) -> Floats:
 
 
 def _errors(sums: _Sums, steps: Floats, lowest: Floats, levels: int) -> Floats:
+    # Edges lie along the first axis, so that what is next to each other in memory is worked on together.
+    places = np.arange(1, levels + 1)[:, None] - 0.5 + lowest
+    places *= steps
+    places += sums.zero
+    np.maximum(places, 0.0, out=places)
+    bins = places.astype(np.intp)
+    np.minimum(bins, len(sums.counts) - 1, out=bins)
+    inside = np.subtract(places, bins, out=places)
+    area = sums.counts.take(bins)
+    area *= inside
+    area /= 2
+    area += sums.below.take(bins)
+    area *= inside
+    area += sums.area.take(bins)
     top = (lowest + levels) * steps
-    edges = steps[:, None] * (lowest[:, None] + np.arange(1, levels + 1) - 0.5)
-    places = np.clip(edges + sums.zero, 0.0, len(sums.counts))
-    bins = np.minimum(places.astype(np.intp), len(sums.counts) - 1)
-    density = sums.counts[bins]
-    start = (bins - sums.zero).astype(np.float64)
-    inside = places - bins
-    # Values lie evenly in a bin, so the sum of its first part is that part times its middle.
-    count = sums.below[bins] + density * inside
-    value = sums.values[bins] + density * inside * (start + inside / 2)
-    total, whole = sums.below[-1], sums.values[-1]
-    found = (
-        sums.squares
-        - 2 * (top * whole - steps * value.sum(axis=1))
-        + top**2 * total
-        - 2 * steps * (edges * count).sum(axis=1)
-    )
+    found = sums.squares - 2 * top * sums.values + top**2 * sums.total - 2 * steps * area.sum(axis=0)
     return np.asarray(np.maximum(found, 0.0))
 
 

@@ -51,8 +51,7 @@ class Judge:
 
     def shares(self, model: onnx.ModelProto) -> Array:
         """Quantize a float32 graph as its target will have it: its share of error by sample; `model` stays as it is."""
-        probe = copy_model(model)
-        histograms = collect(probe, activations(probe), self.calibrating, lambda done, total: None).histograms
+        histograms = collect(model, activations(model), self.calibrating, lambda done, total: None).histograms
         ranges = {name: self.estimate(found) for name, found in histograms.items() if found.total}
         return self.reference.shares_of(self.quantizer(copy_model(model), ranges).model)
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from onnx.external_data_helper import uses_external_data
 
 from optimizer.errors import UsageError
 from optimizer.graph.index import subgraphs
 from optimizer.graph.interface import read_interface
+from optimizer.runtime.session import Array
 
-__all__ = ["INLINE_LIMIT_BYTES", "copy_model", "external_files", "read_interface", "save_model", "save_with_outputs"]
+__all__ = [
+    "INLINE_LIMIT_BYTES",
+    "copy_model",
+    "external_files",
+    "load_without_weights",
+    "read_interface",
+    "save_model",
+    "save_with_outputs",
+]
 
 # protobuf cannot serialise 2 GiB; graph and small tensors need room beside the weights.
 INLINE_LIMIT_BYTES = 1_900_000_000
+# Weights below stay in the file: onnxruntime infers shapes from some of them, and folds others.
+_SMALL_BYTES = 1024
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -27,27 +40,90 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
 
 
-def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path, source: Path | None = None) -> None:
-    """Save the model with float32 tensors of it as further outputs; `model` gets them too.
+def load_without_weights(path: Path) -> onnx.ModelProto:
+    """Load a model whose weights beside it stay there: `save_with_outputs` finds them, other readers do not."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in _weights(model.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(path.parent.absolute() / entry.value)
+    return model
 
-    `source` is the file that `model` was read from without the weights beside it. Where there are none, the file is
-    copied and the outputs appended: protobuf joins messages that follow one another. Serialising the weights again
-    would take six times as long.
+
+def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path) -> dict[str, Array]:
+    """Save the model with float32 tensors of it as further outputs, and return its weights, which the file lacks.
+
+    `OnnxSession` takes them from memory: to write them and read them again costs as much as many a sample. Those that
+    lie beside a model of `load_without_weights` are mapped. Small and odd ones stand in the file.
     """
+    light = onnx.ModelProto()
+    _copy_fields(model, light, but="graph")
+    _copy_fields(model.graph, light.graph, but="initializer")
     present = {value.name for value in (*model.graph.output, *model.graph.input)}
-    added = onnx.ModelProto()
     for name in tensors:
         if name not in present:
-            added.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    model.graph.output.extend(added.graph.output)
-    if source is not None and not any(tensor.external_data for tensor in _weights(model.graph)):
-        shutil.copyfile(source, path)
-        with path.open("ab") as file:
-            file.write(added.SerializeToString())
+            light.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    weights: dict[str, Array] = {}
+    for tensor in model.graph.initializer:
+        weight = _weight(tensor) if tensor.name not in present else None  # before IR 4, weights are inputs
+        if weight is None:
+            light.graph.initializer.append(tensor)
+        else:
+            weights[tensor.name] = weight
+    for tensor in _weights(light.graph):
+        _embed(tensor)
+    for name, weight in weights.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+        absent = light.graph.initializer.add(name=name, data_type=kind, dims=weight.shape)
+        absent.data_location = onnx.TensorProto.EXTERNAL
+        absent.external_data.add(key="location", value="memory")
+    onnx.save_model(light, path)
+    return weights
+
+
+def _copy_fields(source: Message, target: Message, *, but: str) -> None:
+    """Copy all fields of a message but one."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if isinstance(value, str | int):
+            setattr(target, field.name, value)
+        else:
+            getattr(target, field.name).MergeFrom(value)
+
+
+def _weight(tensor: onnx.TensorProto) -> Array | None:
+    """Return a weight that a session can be given: large, of a type of numpy's own, and stored as raw bytes."""
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if dtype.isbuiltin != 1 or dtype.hasobject or math.prod(tensor.dims) * dtype.itemsize < _SMALL_BYTES:
+        return None
+    weight: Array
+    if uses_external_data(tensor):
+        location, start, _ = _place(tensor)
+        weight = np.memmap(location, dtype, "r", start, tuple(tensor.dims))
+    elif tensor.HasField("raw_data"):
+        weight = np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))
+    else:
+        return None
+    return weight if weight.flags.aligned else weight.copy()
+
+
+def _embed(tensor: onnx.TensorProto) -> None:
+    """Take the bytes of a tensor out of the file that they lie in."""
+    if not uses_external_data(tensor):
         return
-    if source is not None:
-        onnx.load_external_data_for_model(model, str(source.parent))
-    save_model(model, path)
+    location, start, length = _place(tensor)
+    with location.open("rb") as file:
+        file.seek(start)
+        tensor.raw_data = file.read(length)
+    tensor.ClearField("external_data")
+    tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def _place(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+    """Return the file that holds a tensor, where in it, and how many bytes (-1: up to its end)."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    return Path(place["location"]), int(place.get("offset", 0)), int(place.get("length", -1))
 
 
 def external_files(path: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +55,7 @@ class OnnxSession(Session):
     """An ONNX file in onnxruntime. `threads` counts threads inside an operator; operators run one after another.
 
     `captures`, on a GPU: of each bound call, whether it launches a CUDA graph; `uncaptured` is the reason why not.
+    `weights` are those that the file names as external data and does not hold.
     Numeric: `optimize=False` runs the graph node by node as written (no fusion, no constant folding).
     Raises: MissingToolError when onnxruntime or the CUDA provider is absent, StageError when it refuses the model.
     """
@@ -69,8 +70,10 @@ class OnnxSession(Session):
         threads: int = 1,
         optimize: bool = True,
         uncaptured: str = "not asked for",
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
         self._path = Path(path)
+        self._weights = dict(weights or {})
         self._threads = threads
         self._optimize = optimize
         self._uncaptured = uncaptured
@@ -138,6 +141,7 @@ class OnnxSession(Session):
     def close(self) -> None:
         """Free the session's memory."""
         self._session = None
+        self._weights = {}
 
     def _binding(self, checked: dict[str, Array]) -> Any:
         """Bind inputs and outputs; the binding carries the input arrays, which an OrtValue on the CPU points into."""
@@ -193,6 +197,9 @@ class OnnxSession(Session):
         without = keep_arithmetic(options, self._path)
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if self._optimize else levels.ORT_DISABLE_ALL
+        if self._weights:
+            values = [self._ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
         wanted, providers = self._providers()

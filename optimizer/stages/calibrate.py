@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,7 +14,7 @@ from optimizer.types import Artifact, Dialect, Format
 
 if TYPE_CHECKING:
     from optimizer.calibration.collect import Collected, Snapshots
-    from optimizer.calibration.estimators import Estimate, Method
+    from optimizer.calibration.estimators import Method
     from optimizer.calibration.histogram import RunningHistogram
     from optimizer.calibration.table import CalibrationTable, MethodRange
 
@@ -27,7 +25,7 @@ class Calibrate(Stage):
     name: ClassVar[str] = "calibrate"
     consumes: ClassVar[Mapping[str, Format]] = {"graph": "onnx", "samples": "data"}
     produces: ClassVar[Format] = "calibration"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
     depends: ClassVar[Mapping[str, tuple[str, object]]] = {"percentile": ("method", ("percentile", "auto"))}
 
@@ -49,20 +47,19 @@ class Calibrate(Stage):
         Raises: StageError for a graph that cannot be quantized, and for samples that are too few, all alike, NaN, or
         random numbers.
         """
-        import onnx
-
         from optimizer.calibration.collect import Watch, collect, refuse_noise
         from optimizer.calibration.doctor import findings
         from optimizer.calibration.reading import tensors_to_calibrate
+        from optimizer.graph.files import load_without_weights
         from optimizer.graph.modules import module_of
 
-        model = onnx.load(sources["graph"].file, load_external_data=False)
+        model = load_without_weights(sources["graph"].file)
         modules = {tensor: module_of(node) for node in model.graph.node for tensor in node.output}
         # What is to be picked per tensor starts from one method for all.
         base: Method = "percentile" if self.method == "auto" else self.method
         earlier = _Earlier(base, self.percentile)
         found = collect(
-            sources["graph"].file,
+            model,
             tensors_to_calibrate(model, self.dialects, integer_sums=self.integer_sums),
             context.samples("calibration"),
             lambda done, total: context.progress("calibration samples", done, total),
@@ -79,30 +76,26 @@ class Calibrate(Stage):
             context.note(sentence)
 
     def _table(self, found: Collected, earlier: _Earlier, modules: Mapping[str, str]) -> CalibrationTable:
-        from optimizer.calibration.doctor import examine
         from optimizer.calibration.table import CalibrationTable, TensorRange
 
         tensors = {}
         # What no sample reaches has no range; quantize names it should it need it.
         seen = {name: histogram for name, histogram in found.histograms.items() if histogram.total}
         different = {histogram: name for name, histogram in seen.items()}  # some tensors share one
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            estimated = pool.map(self._estimates, different.values(), different)
-            each = dict(zip(different, estimated, strict=True))
+        # One after another: threads would wait for the interpreter's lock as long as they compute.
+        each = {histogram: self._methods(name, histogram, earlier) for histogram, name in different.items()}
         for name, histogram in seen.items():
-            methods: dict[str, MethodRange] = {
-                method: examine(histogram, estimate, earlier.magnitudes(histogram) if method == earlier.method else ())
-                for method, estimate in each[histogram].items()
-            }
+            methods = each[histogram]
             seen_range = (histogram.minimum, histogram.maximum, histogram.total)
             tensors[name] = TensorRange(*seen_range, earlier.method, methods, modules.get(name, ""))
         return CalibrationTable(self.method, self.percentile, found.samples, tensors, tuple(earlier.found))
 
-    def _estimates(self, name: str, histogram: RunningHistogram) -> Mapping[Method, Estimate]:
+    def _methods(self, name: str, histogram: RunningHistogram, earlier: _Earlier) -> dict[str, MethodRange]:
+        from optimizer.calibration.doctor import examine
         from optimizer.calibration.estimators import estimates
 
         try:
-            return estimates(histogram, self.percentile)
+            found = estimates(histogram, self.percentile)
         except (ArithmeticError, ValueError, IndexError) as error:
             span = f"{histogram.total} values between {histogram.minimum:g} and {histogram.maximum:g}"
             raise StageError(
@@ -110,6 +103,10 @@ class Calibrate(Stage):
                 where="calibrate",
                 hint="Please report the model. The activation's values may be at the limits of float32.",
             ) from error
+        return {
+            method: examine(histogram, estimate, earlier.magnitudes(histogram) if method == earlier.method else ())
+            for method, estimate in found.items()
+        }
 
 
 class _Earlier:

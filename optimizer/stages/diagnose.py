@@ -31,6 +31,7 @@ class Diagnose(Stage):
         from optimizer.calibration.doctor import document, drift, drift_sentences
         from optimizer.calibration.probe import Picked
         from optimizer.calibration.table import CalibrationTable
+        from optimizer.graph.files import load_without_weights
 
         table = CalibrationTable.read(sources["table"].file)
         samples = context.samples("evaluation")
@@ -38,7 +39,7 @@ class Diagnose(Stage):
         # Spread over the set: many are sorted by class.
         spread = Picked(samples, [i * len(samples) // count for i in range(count)])
         found = collect(
-            sources["graph"].file,
+            load_without_weights(sources["graph"].file),
             sorted(table.tensors),
             spread,
             lambda done, total: context.progress("evaluation samples", done, total),
