@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from optimizer.calibration.histogram import CountingRoom, RunningHistogram
 from optimizer.calibration.noise import NoiseTest
 from optimizer.calibration.reading import stand_ins
 from optimizer.data.samples import Array, Batch, Samples
+from optimizer.environment import usable_cores
 from optimizer.errors import StageError
 from optimizer.graph.files import save_with_outputs
 from optimizer.runtime.onnx import OnnxSession
@@ -102,7 +102,7 @@ def collect(
     standing = stand_ins(model, tensors)
     read = sorted(set(standing.values()))
     collected = Collected({name: RunningHistogram() for name in read}, role, locks={name: Lock() for name in read})
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     workers = min(cores, _MOST_WORKERS)
     for _ in range(workers):
         collected.rooms.put(CountingRoom())

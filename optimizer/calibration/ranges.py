@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnx
 from optimizer.calibration.batching import Fit, fitting_batches
 from optimizer.calibration.collect import fixed_batch
 from optimizer.data.samples import Array, Batch, Samples
+from optimizer.environment import usable_cores
 from optimizer.errors import StageError
 from optimizer.graph.files import save_with_outputs
 from optimizer.graph.formats import FLOAT16
@@ -148,7 +148,7 @@ def measure_magnitudes(
     with tempfile.TemporaryDirectory(prefix="ranges-") as folder:
         path = Path(folder) / "model.onnx"
         weights = save_with_outputs(model, tensors, path)
-        with OnnxSession(path, threads=len(os.sched_getaffinity(0)), weights=weights) as session:
+        with OnnxSession(path, threads=usable_cores(), weights=weights) as session:
             done = _run(session, samples, running, progress)
     if done < len(samples):
         raise StageError(

@@ -157,7 +157,9 @@ def standing_by(calls: Iterable[tuple[str, ...]]) -> Iterator[Standby]:
     `calls` is what `Standby.expect` takes. A call that was not expected starts a child of its own, as all do on a
     single processor, where nothing is gained.
     """
-    standby = Standby(AHEAD if len(os.sched_getaffinity(0)) > 1 else 0)
+    from optimizer.environment import usable_cores  # which children have no need of
+
+    standby = Standby(AHEAD if usable_cores() > 1 else 0)
     token = _CURRENT.set(standby)
     try:
         standby.expect(calls)
