@@ -104,10 +104,6 @@ class OutputErrors:
         found: Array = np.mean(shares, axis=0) if shares else np.zeros_like(next(iter(errors.values())))
         return found
 
-    def sqnr_db(self) -> float:
-        """Return the SQNR in dB, of the mean share of error where there are several outputs."""
-        return decibels(self.shares())
-
 
 def decibels(shares: Array) -> float:
     """Return the SQNR in dB of shares of error by sample; what is not a number is the worst."""

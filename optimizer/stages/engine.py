@@ -257,7 +257,7 @@ def _check_delivered(receipt: Receipt, precision: str, at_least: float, where: s
     Raises: StageError, naming both shares and what the layer table says.
     """
     found = receipt.shares.get(precision, 0.0)
-    if at_least > 0.0 and (found == 0.0 or found < at_least):
+    if found < at_least:
         raise StageError(
             f"the engine computes {found:.1%} of the multiply-accumulates in {precision}, at_least asks for "
             f"{at_least:.1%}: {'; '.join(receipt.notes[:3]) or 'its layer table shows other types'}",

@@ -188,4 +188,4 @@ def test_a_graph_with_nothing_to_equalize_is_refused(tmp_path: Path) -> None:
 
 def test_outputs_that_are_integers_cannot_be_judged() -> None:
     with pytest.raises(StageError, match="the model has none"):
-        OutputErrors().sqnr_db()
+        OutputErrors().shares()
