@@ -52,7 +52,7 @@ def describe(
         "outputs": record["outputs"],
         "profile": record["profile"],
         "batch_axis": record["batch_axis"],
-        "runs_on": _runs_on(report, candidate, folder),
+        "runs_on": runs_on(report, candidate, folder),
         "golden": _golden(candidate, golden),
         "status": candidate.status,
         "environment": report.environment.model_dump(mode="json"),
@@ -75,15 +75,20 @@ def tolerance(precision: str, array: Array) -> dict[str, Any]:
     return {"max_abs": share * largest, "reason": f"{share:g} of the largest value: {reason}"}
 
 
-def _golden(candidate: CandidateReport, outputs: Mapping[str, Array]) -> dict[str, Any]:
+def tolerances(candidate: CandidateReport, outputs: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    """Return the tolerance of each golden output."""
     precision = candidate.precision.requested
     if precision == "fp32" and candidate.runtime in _ENGINES:
         precision = "tf32"
+    return {name: tolerance(precision, array) for name, array in outputs.items()}
+
+
+def _golden(candidate: CandidateReport, outputs: Mapping[str, Array]) -> dict[str, Any]:
     return {
         "samples": len(next(iter(outputs.values()))),
         # What could not execute here was computed by the judge; a passport does not pass that off as the engine's.
         "computed_by": candidate.accuracy_runtime if candidate.status == "built" else candidate.runtime,
-        "tolerance": {name: tolerance(precision, array) for name, array in outputs.items()},
+        "tolerance": tolerances(candidate, outputs),
     }
 
 
@@ -95,7 +100,8 @@ def _files(folder: Path) -> dict[str, Any]:
     }
 
 
-def _runs_on(report: Report, candidate: CandidateReport, folder: Path) -> dict[str, Any]:
+def runs_on(report: Report, candidate: CandidateReport, folder: Path) -> dict[str, Any]:
+    """Return where it may run: runtime, device, the packages that it was built with, an engine's capabilities."""
     built = report.environment.packages
     engine = candidate.runtime in _ENGINES
     # What was built and cannot execute on the CPU (an engine, bfloat16 in onnxruntime) is for a GPU.

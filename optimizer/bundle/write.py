@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from optimizer.bundle.choose import find_candidate
-from optimizer.bundle.describe import describe
+from optimizer.bundle.describe import describe, runs_on, tolerances
 from optimizer.digest import sha256_file
 from optimizer.errors import StageError, UsageError
-from optimizer.results import Report
+from optimizer.results import CandidateReport, Report
 from optimizer.runtime.bundle import LABELS, PREPROCESSING
 from optimizer.runtime.golden import GOLDEN, write_golden
 from optimizer.runtime.passport import PASSPORT, render, seal
@@ -45,11 +45,12 @@ def read_report(run: Path) -> Report:
         ) from error
 
 
-def write_bundle(run: Path, candidate: str, destination: Path) -> Path:
+def write_bundle(run: Path, candidate: str, destination: Path, *, triton: bool = False) -> Path:
     """Write the candidate's bundle and return its folder; it is there whole or not at all.
 
+    `triton` adds a model repository for NVIDIA Triton Inference Server.
     Raises: UsageError for an unknown candidate or a destination that holds something, StageError for a candidate that
-    failed, a run that was changed since, or a full disk.
+    failed, a run that was changed since, or a full disk; both for what Triton does not serve.
     """
     destination = destination.resolve()
     report = read_report(run)
@@ -67,10 +68,20 @@ def write_bundle(run: Path, candidate: str, destination: Path) -> Path:
         for name in (PREPROCESSING, LABELS):
             if (run / name).is_file():
                 _copy(run / name, name, record["files"], folder / name)
-        passport = describe(report, chosen, record, folder, outputs)
+        served = _add_triton(folder, report, chosen, record, outputs) if triton else {}
+        passport = describe(report, chosen, record, folder, outputs) | served
         passport["from"] |= {"run": run.resolve().name, "report_sha256": sha256_file(run / "report.json")}
         (folder / PASSPORT).write_bytes(render(seal(passport)))
     return destination
+
+
+def _add_triton(
+    folder: Path, report: Report, chosen: CandidateReport, record: Mapping[str, Any], outputs: Mapping[str, Array]
+) -> dict[str, Any]:
+    from optimizer.bundle.triton import Source, add_repository
+
+    device = runs_on(report, chosen, folder)["device"]
+    return {"triton": add_repository(Source(folder, report, chosen, record, device, tolerances(chosen, outputs)))}
 
 
 @contextmanager

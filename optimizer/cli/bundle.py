@@ -19,7 +19,8 @@ import click
     metavar="DIR",
     help="The folder to write; default: NAME-VARIANT-TARGET here.",
 )
-def command(run: str, variant: str, target: str | None, destination: Path | None) -> None:
+@click.option("--triton", is_flag=True, help="Add a model repository for NVIDIA Triton Inference Server: triton/.")
+def command(run: str, variant: str, target: str | None, destination: Path | None, triton: bool) -> None:
     """Write a folder to drop into deployment.
 
     RUN is the folder that holds report.json, or a run's number.
@@ -33,4 +34,7 @@ def command(run: str, variant: str, target: str | None, destination: Path | None
     report = read_report(folder)
     name = choose_candidate(report, variant, target)
     destination = destination or Path(f"{report.recipe.name}-{name.replace('@', '-')}")
-    click.echo(write_bundle(folder, name, destination))
+    written = write_bundle(folder, name, destination, triton=triton)
+    if triton:
+        click.echo(f"triton: preprocessing is the client's; see {written / 'triton' / 'README.md'}", err=True)
+    click.echo(written)
