@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
-    from optimizer.compare import Check, Comparison
+    from optimizer.compare.result import Check, Comparison
 
 _COLUMNS = ("candidate", "what", "before", "after", "found")
 # Characters that XML 1.0 cannot carry, not even escaped. Source: XML 1.0, production 2.
@@ -19,21 +19,22 @@ def headline(comparison: Comparison, has_gate: bool) -> str:
     words = {
         "pass": "the gate is met" if has_gate else "no regression found beyond the limits stated below",
         "fail": "the gate is not met" if has_gate else "regression",
-        "inconclusive": "cannot be decided with these reports",
+        "inconclusive": "cannot be decided with these samples",
     }
     return f"{comparison.status}: {words[comparison.status]}"
 
 
 def render_text(comparison: Comparison, has_gate: bool) -> str:
     """Return the verdict, its reasons, then every check with its sentence."""
-    lines = [headline(comparison, has_gate), *(f"  {reason}" for reason in comparison.reasons)]
+    reasons = [reason.replace("\n", "\n  ") for reason in comparison.reasons]
+    lines = [headline(comparison, has_gate), *(f"  {reason}" for reason in reasons)]
     lines += [f"note: {note}" for note in comparison.notes]
     rows = [_COLUMNS, *(_cells(check) for check in comparison.checks)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines.append("")
     for row, check in zip(rows, [None, *comparison.checks], strict=True):
         cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append(f"{cells}  {check.sentence if check else ''}".rstrip())
+        lines.append(f"{cells}  {_sentence(check, comparison) if check else ''}".rstrip())
     return "\n".join(lines) + "\n"
 
 
@@ -43,7 +44,7 @@ def render_markdown(comparison: Comparison, has_gate: bool) -> str:
     lines += [f"- {_plain(reason)}" for reason in (*comparison.reasons, *comparison.notes)]
     lines += ["", f"| {' | '.join(_COLUMNS)} | |", f"|{'---|' * (len(_COLUMNS) + 1)}"]
     for check in comparison.checks:
-        lines.append(f"| {' | '.join(_plain(text) for text in (*_cells(check), check.sentence))} |")
+        lines.append(f"| {' | '.join(_plain(text) for text in (*_cells(check), _sentence(check, comparison)))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -73,6 +74,12 @@ def render_junit(comparison: Comparison) -> str:
 
 def _cells(check: Check) -> tuple[str, ...]:
     return check.candidate, check.subject, check.before, check.after, check.finding
+
+
+def _sentence(check: Check, comparison: Comparison) -> str:
+    """What a row says: nothing again that stands above it as a reason."""
+    is_reason = check.finding == comparison.status and check.finding != "pass"
+    return "as said above" if is_reason else " ".join(check.sentence.split())
 
 
 def _plain(text: str) -> str:

@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Show the stages, what would be reused, what rebuilt, and why."),
     "measure": ("measure", "Measure a run's stored artifacts on this machine."),
     "check": ("check", "Check a recipe or a bundle."),
-    "compare": ("compare", "Judge one report against another; for CI."),
+    "compare": ("compare", "Judge one report or bundle against another; for CI."),
     "report": ("report", "Render a stored run again."),
     "inspect": ("inspect", "Show what is in an ONNX file, an engine, a calibration table or its diagnosis."),
     "bundle": ("bundle", "Write a folder to drop into deployment."),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimizer.compare.result import LEVEL, Check, Finding
-from optimizer.compare.stored import AbsentError, Pair, percent
+from optimizer.compare.result import LEVEL, P_VALUE, RELATIVE_TOLERANCE, SHARE_TOLERANCE, Check, Finding, percent
+from optimizer.compare.stored import AbsentError, Pair
 from optimizer.gate import judge_drop
 from optimizer.measure.accuracy import metric_delta
 from optimizer.measure.statistics import Floats
@@ -17,10 +17,6 @@ from optimizer.results import CandidateReport, MetricDelta
 
 if TYPE_CHECKING:
     from optimizer.recipe.model import Gate, MetricLimit
-
-SHARE_TOLERANCE = 0.001  # of a share: 0.1 percentage points
-RELATIVE_TOLERANCE = 0.01  # of any other metric: 1 % of its value before
-P_VALUE = 1 - LEVEL
 
 
 def compare_metrics(pair: Pair, gate: Gate | None) -> list[Check]:

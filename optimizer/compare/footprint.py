@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimizer.compare.result import Check, Finding
-from optimizer.compare.stored import Pair, percent
-from optimizer.results import CandidateReport
+from optimizer.compare.result import Check, Finding, percent
 
 if TYPE_CHECKING:
+    from optimizer.compare.stored import Pair
     from optimizer.recipe.model import Gate
+    from optimizer.results import CandidateReport
 
 SIZE_TOLERANCE = 0.01
 SHARE_TOLERANCE = 0.01
@@ -41,22 +41,29 @@ def compare_footprint(pair: Pair, gate: Gate | None) -> list[Check]:
     old, new = pair.old, pair.new
     checks = []
     if old.artifact and new.artifact:
-        ratio = new.artifact.bytes / max(1, old.artifact.bytes)
-        worse = ratio > 1 + SIZE_TOLERANCE
-        sentence = f"{ratio:.3f} x the bytes" + (
-            f", beyond the tolerance of {percent(SIZE_TOLERANCE)}" if worse else ""
-        )
-        sizes = f"{old.artifact.bytes:,} B", f"{new.artifact.bytes:,} B"
-        checks.append(Check(pair.name, "size", _finding(worse, gate), *sizes, sentence))
+        checks.append(size(pair.name, old.artifact.bytes, new.artifact.bytes, gate))
     wanted = old.precision.requested
     if old.precision.delivered and new.precision.delivered and wanted == new.precision.requested:
-        one, other = (c.precision.delivered.get(wanted, 0.0) for c in (old, new))
-        worse = other < one - SHARE_TOLERANCE
-        shares = percent(one), percent(other)
-        sentence = f"{wanted} in {shares[1]} of the multiply-accumulates"
-        sentence += f", less than before beyond the tolerance of {percent(SHARE_TOLERANCE)}" if worse else ""
-        checks.append(Check(pair.name, "precision", _finding(worse, gate), *shares, sentence))
+        shares = (old.precision.delivered.get(wanted, 0.0), new.precision.delivered.get(wanted, 0.0))
+        checks.append(delivered(pair.name, wanted, shares, gate))
     return checks
+
+
+def size(candidate: str, before: int, after: int, gate: Gate | None) -> Check:
+    """Compare the bytes of an artifact."""
+    ratio = after / max(1, before)
+    worse = ratio > 1 + SIZE_TOLERANCE
+    sentence = f"{ratio:.3f} x the bytes" + (f", beyond the tolerance of {percent(SIZE_TOLERANCE)}" if worse else "")
+    return Check(candidate, "size", _finding(worse, gate), f"{before:,} B", f"{after:,} B", sentence)
+
+
+def delivered(candidate: str, wanted: str, before_after: tuple[float, float], gate: Gate | None) -> Check:
+    """Compare the share of the precision that both were asked for."""
+    before, after = before_after
+    worse = after < before - SHARE_TOLERANCE
+    sentence = f"{wanted} in {percent(after)} of the multiply-accumulates"
+    sentence += f", less than before beyond the tolerance of {percent(SHARE_TOLERANCE)}" if worse else ""
+    return Check(candidate, "precision", _finding(worse, gate), percent(before), percent(after), sentence)
 
 
 def _finding(worse: bool, gate: Gate | None) -> Finding:

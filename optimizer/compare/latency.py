@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimizer.compare.result import Check, Finding
-from optimizer.compare.stored import AbsentError, Pair, percent
+from optimizer.compare.result import WIDEST, Check, Finding, percent
+from optimizer.compare.stored import AbsentError, Pair
 from optimizer.gate import judge_speedup
 from optimizer.measure.bootstrap import Openings, Ratio, interleaved_ratio, separate_ratio
 from optimizer.measure.statistics import SEED, Floats
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # Without a yardstick that both timed: sessions on one machine differ by more than their intervals say.
 RAW_TOLERANCE = 0.05
-# Where not even so much of a slowdown can be ruled out (1: twice as slow), the sessions tell nothing.
-WIDEST = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,11 +134,6 @@ class Pair:
         return self.before.version(self.old) == self.after.version(self.new) and self.old.device == self.new.device
 
 
-def percent(fraction: float) -> str:
-    """Return a fraction of 1 in percent."""
-    return f"{fraction * 100:.3g} %"
-
-
 def _load(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}

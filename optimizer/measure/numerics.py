@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from optimizer.metrics.metric import Array
-from optimizer.results import Numerics
+
+if TYPE_CHECKING:
+    from optimizer.results import Numerics  # pydantic: where bundles are served there may be none
 
 
 class NumericsAccumulator:
@@ -40,11 +43,18 @@ class NumericsAccumulator:
         self._error += float(error @ error)
 
     def result(self) -> Numerics:
-        """The three numbers; null where one is not defined: an exact match has no SQNR, a zero vector no cosine."""
+        """The three numbers as a report has them."""
+        from optimizer.results import Numerics
+
+        max_abs, cosine, sqnr_db = self.figures()
+        return Numerics(max_abs=max_abs, cosine=cosine, sqnr_db=sqnr_db)
+
+    def figures(self) -> tuple[float | None, float | None, float | None]:
+        """Largest absolute difference, cosine and SQNR; None where one is not defined: an exact match has no SQNR, a
+        zero vector no cosine.
+        """
         if self.not_finite:
-            return Numerics(max_abs=None, cosine=None, sqnr_db=None)
+            return None, None, None
         norm = math.sqrt(self._reference) * math.sqrt(self._found)
         sqnr = 10 * math.log10(self._reference / self._error) if self._error and self._reference else None
-        return Numerics(
-            max_abs=self._max_abs, cosine=max(-1.0, min(1.0, self._product / norm)) if norm else None, sqnr_db=sqnr
-        )
+        return self._max_abs, max(-1.0, min(1.0, self._product / norm)) if norm else None, sqnr

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,9 @@ from optimizer.measure.bootstrap import DRIFT, Ratio, interleaved_ratio, median
 from optimizer.measure.observed import together
 from optimizer.measure.statistics import Floats
 from optimizer.measure.verdict import Difference, difference
-from optimizer.results import Latency, Speedup
+
+if TYPE_CHECKING:
+    from optimizer.results import Latency, Speedup  # pydantic: where bundles are served there may be none
 
 ROUNDS = 20
 FEWEST_ROUNDS = 5
@@ -56,6 +58,8 @@ class Series:
 
     def latency(self) -> Latency:
         """Percentiles over all samples that count (linear interpolation), and whether they held still."""
+        from optimizer.results import Latency
+
         p50, p90, p99 = (float(v) for v in np.percentile(self.counted_ms, [50, 90, 99]))
         return Latency(
             p50=p50,
@@ -135,6 +139,8 @@ class LatencySession:
         """Baseline p50 over the candidate's, with a 95 % interval over rounds; the baseline itself has none."""
         if name == self.baseline:
             return None
+        from optimizer.results import Speedup
+
         ratio = self.ratios[name, batch].inverse()
         return Speedup(value=ratio.value, ci95=ratio.interval())
 

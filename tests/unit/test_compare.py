@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from compare_runs import RIGHT, lose, paces, usual
 
-from optimizer.compare import Check, Comparison, compare
 from optimizer.compare.latency import change_between
+from optimizer.compare.reports import compare
+from optimizer.compare.result import Check, Comparison
 from optimizer.errors import UsageError
 from optimizer.measure.series import Series
 from optimizer.recipe.model import Gate, MetricLimit, SpeedupLimit

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from compare_runs import RIGHT, lose, paces, usual
+from compare_runs import RIGHT, lose, paces, usual, write
 
 from optimizer.cli import main
 
@@ -85,13 +85,36 @@ def test_a_file_that_cannot_be_written_is_an_error(
     assert "junit.xml: cannot be written: No such file or directory" in capsys.readouterr().err
 
 
-def test_a_bundle_is_refused_with_what_to_give(
-    before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "passport.json").write_text("{}")
-    assert run(before, tmp_path / "bundle") == 2
-    assert "is a bundle, which holds no samples to compare" in capsys.readouterr().err
+FAILURE = "stage 'quantize' failed on simplify.onnx ({0}): no node can be quantized\n  Give another.  log: logs/{0}.log"
+
+
+def test_a_failure_is_told_once_with_all_that_fail_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("fp32@torch", "int8@onnxruntime", "int8@openvino")
+    outcomes = dict.fromkeys(names, RIGHT)
+    before = write(tmp_path / "b", outcomes, {n: paces(i, 1.0) for i, n in enumerate(names)})
+    broken = {n: {"status": "failed", "reason": FAILURE.format(d * 8)} for n, d in zip(names[1:], "ab", strict=True)}
+    after = write(tmp_path / "a", outcomes, {n: paces(i, 1.0) for i, n in enumerate(names)}, changed=broken)
+    assert run(before, after, "--markdown", tmp_path / "c.md", "--junit", tmp_path / "c.xml") == 6
+    shown = capsys.readouterr().out
+    both = "  int8@onnxruntime, int8@openvino: it was measured and is failed: "
+    said = "stage 'quantize' failed on simplify.onnx: no node can be quantized"
+    assert shown.splitlines()[1:3] == [both + said, "    Give another.  log: logs/aaaaaaaa.log"]
+    for text in (shown, (tmp_path / "c.md").read_text()):
+        assert text.count("no node can be quantized") == 1
+        assert text.count("as said above") == 2
+    # A case of JUnit stands by itself, so each says why.
+    assert (tmp_path / "c.xml").read_text().count('message="measured -&gt; failed: it was measured and is failed') == 2
+
+
+def test_what_is_no_reason_is_said_in_its_row(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two findings that are not good only the worse is a reason; the other one is not lost."""
+    after = usual(tmp_path / "after", 1, outcomes={"fp32@torch": RIGHT, "int8@onnxruntime": lose(60)})
+    (after / "latency.npz").unlink()
+    assert run(before, after) == 6
+    shown = capsys.readouterr().out.splitlines()
+    rows = {tuple(line.split()[:2]): line for line in shown if line.startswith("int8@onnxruntime")}
+    assert rows["int8@onnxruntime", "top1"].endswith("as said above")
+    assert "there is no latency.npz beside the candidate report" in rows["int8@onnxruntime", "latency,"]
 
 
 def test_an_unreadable_report_is_an_error(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
