@@ -109,7 +109,7 @@ class Latency(_Part):
 
 
 class Difference(_Part):
-    """Slower or faster than the baseline: a strict interval outside a tolerance; a ratio above 1 is slower."""
+    """Slower or faster than what it is compared with: a strict interval outside a tolerance; above 1 is slower."""
 
     kind: Literal["faster", "slower", "same within tolerance", "undecided"]
     ratio: float
@@ -119,11 +119,19 @@ class Difference(_Part):
 
 
 class Speedup(_Part):
-    """Baseline p50 over candidate p50, from interleaved samples."""
+    """The baseline's p50, or another candidate's, over the candidate's, from interleaved samples."""
 
     value: float
     ci95: Interval
     difference: Difference | None = None
+
+
+class AgainstFp32(_Part):
+    """What reduced precision gains and gives up against the fp32 candidate of the same runtime and device."""
+
+    candidate: str  # that fp32 candidate
+    speedup: dict[str, Speedup]  # by batch
+    accuracy_delta: dict[str, MetricDelta] = Field(default_factory=dict)  # this one minus that one, paired by sample
 
 
 class Disturbance(_Part):
@@ -217,6 +225,7 @@ class CandidateReport(_Part):
     latency_ms: dict[str, Latency] | None = None
     throughput: dict[str, float] | None = None
     speedup: dict[str, Speedup] | None = None
+    against_fp32: AgainstFp32 | None = None  # null for fp32 itself, and where its target has none that was measured
     energy_mj_per_item: float | None = None
     peak_memory_bytes: int | None = None
     verdict: Verdict | None = None

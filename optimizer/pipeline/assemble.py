@@ -13,11 +13,13 @@ from optimizer.errors import OptimizerError
 from optimizer.gate import Better, judge, overall, pareto, recommend
 from optimizer.measure.observed import causes
 from optimizer.metrics import metric_named
+from optimizer.pipeline.against_fp32 import against_fp32
 from optimizer.pipeline.bench import Measured, read_document
 from optimizer.pipeline.calibration import Calibrated, summaries
 from optimizer.pipeline.layers import layer_table
 from optimizer.pipeline.numbers import doubts, latency_fields, load_fields, trtexec_line
 from optimizer.results import (
+    AgainstFp32,
     ArtifactRef,
     CandidateReport,
     Precision,
@@ -52,7 +54,8 @@ def assemble(outcome: Outcome) -> Report:
     recipe, measured = outcome.recipe, outcome.measured
     latency = read_document(measured.latency) if measured.latency else {"candidates": {}, "affinity": []}
     surroundings: dict[str, dict[str, Any]] = latency.get("surroundings", {})
-    candidates = [_candidate(s, outcome, latency) for s in outcome.subjects]
+    gains = against_fp32(outcome.subjects, measured, latency)
+    candidates = [_candidate(s, outcome, latency, gains.get(s.name)) for s in outcome.subjects]
     candidates += outcome.failed
     baseline = candidates[0]
     metric = next(iter(recipe.metrics), None)
@@ -143,7 +146,9 @@ def output_notes(recipe: Recipe, candidates: Sequence[CandidateReport]) -> list[
     return [f"SQNR in the overview is of the worst of {len(outputs)} outputs ({', '.join(outputs)}); {read}"]
 
 
-def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any]) -> CandidateReport:
+def _candidate(
+    subject: Subject, outcome: Outcome, latency: Mapping[str, Any], gain: AgainstFp32 | None
+) -> CandidateReport:
     error = outcome.measured.failures.get(subject.name)
     entry = outcome.measured.accuracy.get(subject.name)
     about = read_document(entry) if entry is not None else None
@@ -175,7 +180,7 @@ def _candidate(subject: Subject, outcome: Outcome, latency: Mapping[str, Any]) -
     timed = latency_fields(latency["candidates"].get(subject.name))
     load = load_fields(outcome.measured.load.get(subject.name, {}))
     execution = latency.get("executions", {}).get(subject.name, {})
-    return CandidateReport(**common, status="measured", **timed, **load, execution=execution)
+    return CandidateReport(**common, status="measured", **timed, **load, execution=execution, against_fp32=gain)
 
 
 def failed_candidate(candidate: Candidate, error: OptimizerError) -> CandidateReport:

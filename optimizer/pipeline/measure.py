@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.digest import sha256_json
 from optimizer.errors import MeasurementError
+from optimizer.pipeline.against_fp32 import fp32_of, speedups_over_fp32
 from optimizer.pipeline.bench import LATENCY, Bench, Measured, conditions, identity, store, writer
 from optimizer.pipeline.evaluate import measure_accuracy, refuse_shortfall
 from optimizer.pipeline.feeds import feed
@@ -68,14 +69,16 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
     feeds = _feeds(subjects[0], bench)
     session, affinity, executions = _time(subjects, bench, feeds)
     seconds = time.perf_counter() - started
+    arrays, candidates = session.arrays(), session.to_json()
     about = {
         "affinity": list(affinity),
-        "candidates": session.to_json(),
+        "candidates": candidates,
         "surroundings": {str(batch): facts for batch, facts in session.surroundings.items()},
         "executions": executions,
+        "against_fp32": speedups_over_fp32(arrays, fp32_of(subjects, candidates), map(str, settings.batches)),
         "sizes": timed_sizes(subjects[0].artifact.inputs, feeds.values(), bench.recipe.batch_axis),
     }
-    measured.latency = store(bench, key, document, writer(about, {LATENCY: session.arrays()}), seconds)
+    measured.latency = store(bench, key, document, writer(about, {LATENCY: arrays}), seconds)
     bench.progress.step("latency", "measured", seconds, None)
 
 

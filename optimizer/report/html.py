@@ -14,6 +14,7 @@ from optimizer.report.limits import gate_batch
 from optimizer.report.load import load_tables
 from optimizer.report.notes import notes
 from optimizer.report.trace import OPENED_BY, Traces
+from optimizer.report.worth import worth_table
 from optimizer.results import Report
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def render_html(report: Report, traces: Traces = ()) -> str:
         tables.gate_table(report),
         tables.accuracy_table(report),
         tables.latency_table(report),
+        worth_table(report),
         tables.precision_table(report),
         tables.numerics_table(report),
         tables.resources_table(report),

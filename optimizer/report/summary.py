@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from optimizer.report.limits import gate_batch
 from optimizer.report.notes import notes
+from optimizer.report.tables import worst_sqnr
 from optimizer.report.title import caveat, fallen, title
-from optimizer.report.view import worst_sqnr
+from optimizer.report.worth import screen_lines
 from optimizer.results import CandidateReport, Report
 
 _MOST_REASONS = 3
@@ -24,7 +25,7 @@ def render_summary(report: Report) -> str:
     more = len(each) - len(reasons)
     reasons += [f"  and {more} more, in report.md"] if more > 0 else []
     reasons += [f"  {disturbance.sentence}" for disturbance in report.verdict.disturbed]
-    said = [f"note: {note}" for note in notes(report)]
+    said = [f"note: {note}" for note in (*notes(report), *screen_lines(report))]
     return "\n".join([*lines, *said, _verdict(report), *reasons])
 
 
@@ -32,8 +33,10 @@ def _verdict(report: Report) -> str:
     """Return the last word; what failed is not hidden behind a pass."""
     chosen = {} if fallen(report) else report.recommended
     shipped = ", ".join(f"{name} ({device})" for device, name in chosen.items()) or "nothing"
-    failed = sum(c.status == "failed" for c in report.candidates)
-    lost = f"; {failed} of {len(report.candidates)} candidates failed" if failed else ""
+    failed = [c for c in report.candidates if c.status == "failed"]
+    gone = [] if fallen(report) else _gone(report)
+    among = f", among them all of {', '.join(gone)}" if gone else ""
+    lost = f"; {len(failed)} of {len(report.candidates)} candidates failed{among}" if failed else ""
     but = f", but {said}" if chosen and (said := caveat(report)) else ""
     return f"verdict: {_status(report)}{lost}; recommended: {shipped}{but}"
 
@@ -44,7 +47,17 @@ def _status(report: Report) -> str:
     if status == "inconclusive":
         return f"{status} ({title(report, status)})"
     nothing = fallen(report) if status == "pass" else ""
+    if status == "pass" and report.gate is None and _gone(report):
+        nothing = nothing or "no gate"
     return f"none ({nothing})" if nothing else status
+
+
+def _gone(report: Report) -> list[str]:
+    """Return the variants of which every candidate failed."""
+    whole = {c.variant: True for c in report.candidates}
+    for c in report.candidates:
+        whole[c.variant] = whole[c.variant] and c.status == "failed"
+    return [variant for variant, failed in whole.items() if failed]
 
 
 def _row(candidate: CandidateReport, report: Report, batch: str | None) -> tuple[str, ...]:

@@ -150,6 +150,14 @@ def _numerics(c: CandidateReport) -> list[Cells]:
     return found
 
 
+def worst_sqnr(c: CandidateReport) -> str:
+    """Return the SQNR of the worst output against the baseline's."""
+    known = [n.sqnr_db for n in c.numerics.values() if n.sqnr_db is not None]
+    if known:
+        return fmt.decibel(min(known))
+    return "equal" if c.numerics and all(n.max_abs == 0 for n in c.numerics.values()) else fmt.DASH
+
+
 def precision_table(report: Report) -> Table:
     """Return what was asked for and what the runtime executes."""
     titles = (Column("Requested", "text"), Column("Delivered", "text"), Column("Read from", "text wide"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch
-from optimizer.report.view import worst_sqnr
+from optimizer.report.tables import worst_sqnr
 from optimizer.results import CandidateReport, Report
 
 

@@ -9,8 +9,9 @@ from typing import Literal
 from optimizer.gate import disturbances
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch, limits
-from optimizer.report.tables import holders
+from optimizer.report.tables import holders, worst_sqnr
 from optimizer.report.title import shaky, title
+from optimizer.report.worth import gain_over_fp32, not_worth_it
 from optimizer.results import CandidateReport, Report
 
 Status = Literal["measured", "built", "failed"]
@@ -111,10 +112,12 @@ def headline(report: Report) -> Headline:
 
 
 def figures(report: Report, candidate: CandidateReport) -> tuple[Figure, ...]:
-    """Return speedup, accuracy and size against the baseline, each only where it was measured."""
+    """Return speedup, gain over fp32, accuracy and size, each only where it was measured."""
     base = report.candidate(report.baseline)
-    found = [_speedup_figure(report, candidate, base), *_accuracy_figures(report, candidate, base)]
-    return tuple(f for f in (*found, _size_figure(candidate, base)) if f is not None)
+    gain = gain_over_fp32(report, candidate)
+    found = [_speedup_figure(report, candidate, base), Figure(*gain) if gain else None]
+    found += [*_accuracy_figures(report, candidate, base), _size_figure(candidate, base)]
+    return tuple(f for f in found if f is not None)
 
 
 def _speedup_figure(report: Report, candidate: CandidateReport, base: CandidateReport | None) -> Figure | None:
@@ -228,14 +231,6 @@ def _metric_cell(c: CandidateReport, metric: str) -> MetricCell | None:
     return MetricCell(own(value.value), fmt.interval(value.ci95, own), *change)
 
 
-def worst_sqnr(c: CandidateReport) -> str:
-    """Return the SQNR of the worst output against the baseline's."""
-    known = [n.sqnr_db for n in c.numerics.values() if n.sqnr_db is not None]
-    if known:
-        return fmt.decibel(min(known))
-    return "equal" if c.numerics and all(n.max_abs == 0 for n in c.numerics.values()) else fmt.DASH
-
-
 def _verdict(report: Report, c: CandidateReport) -> str:
     if c.verdict is not None:
         return c.verdict.status
@@ -251,7 +246,7 @@ def shared_reasons(found: tuple[Row, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _reasons(report: Report, c: CandidateReport) -> tuple[str, ...]:
-    """Return what must be said below a row: why it is not measured, or why it does not pass.
+    """Return what must be said below a row: why it is not measured, why it does not pass, what it does not gain.
 
     What was disturbed is said of all candidates alike, and not where the verdict says it.
     """
@@ -263,6 +258,7 @@ def _reasons(report: Report, c: CandidateReport) -> tuple[str, ...]:
         said.extend(one.sentence for one in behind if one not in report.verdict.disturbed)
     if c.status == "built" and c.accuracy_runtime:
         said.append(f"Accuracy computed by: {c.accuracy_runtime.rstrip('.')}.")
+    said += filter(None, [not_worth_it(report).get(c.name)])
     return tuple(said)
 
 

@@ -134,3 +134,18 @@ def test_reasons_that_are_left_out_are_counted() -> None:
     assert lines[-2:] == ["  reason 2", "  and 2 more, in report.md"]
     document["verdict"]["reasons"] = document["verdict"]["reasons"][:3]
     assert "more, in report.md" not in render_summary(Report.model_validate_json(json.dumps(document)))
+
+
+def test_a_variant_of_which_nothing_came_is_named_and_without_a_gate_that_is_no_pass() -> None:
+    given = ungated()
+    ours = given.candidates[1]
+    lost = [
+        ours.model_copy(update={**FAILED, "name": f"{variant}@openvino", "variant": variant, "artifact": None})
+        for variant in ("gone", ours.variant)  # the other's first candidate stands
+    ]
+    told = given.model_copy(update={"candidates": (*given.candidates, *lost)})
+    assert verdict_line(told) == (
+        f"verdict: none (no gate); 2 of 4 candidates failed, among them all of gone; recommended: {ours.name} (cpu)"
+    )
+    one = given.model_copy(update={"candidates": (*given.candidates, lost[1])})
+    assert verdict_line(one) == f"verdict: pass; 1 of 3 candidates failed; recommended: {ours.name} (cpu)"
