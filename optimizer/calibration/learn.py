@@ -9,15 +9,14 @@ Source: Nagel et al. 2020, arXiv:2004.10568 (nearest is not the best rounding); 
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
+from optimizer.calibration.barriers import all_threads
 from optimizer.calibration.collect import fixed_batch
 from optimizer.calibration.learning_batches import Feed, Group, LearningBatches, feed_of, groups_of, split
 from optimizer.calibration.paired import Gain, gains
@@ -93,25 +92,25 @@ def refine(
     pair = _Pair(TorchGraph(float32), TorchGraph(quantized), learnable)
     groups = groups_of(samples)
     held, rest = split(len(samples))
-    with _threads():
+    with all_threads() as barriers:
         fixed = fixed_batch(reference.inputs)
         one = feed_of(samples, [int(rest[0])] * (fixed or 1))
         pair.check_reading(reference, one)
         data = LearningBatches(samples, groups, fixed, _sizes(pair.float32, samples, groups, fixed))
-        before = pair.shares(data.judging(held))
+        before = pair.shares(barriers.watching(data.judging(held)))
         if how.correct_biases:
             _correct_biases(pair, data.largest(rest))
         optimizer, schedule = _optimizer(pair, how.passes * data.steps(rest))
         for number in range(how.passes):
             shuffled = np.random.default_rng(number + 1).permutation(rest)
-            for feed in data.of(shuffled):
+            for feed in barriers.watching(data.of(shuffled)):
                 optimizer.zero_grad()
                 pair.loss(feed).backward()
                 optimizer.step()
                 pair.bound_scales()
                 schedule.step()
             progress(number + 1, how.passes)
-        after = pair.shares(data.judging(held))
+        after = pair.shares(barriers.watching(data.judging(held)))
     # Judged once, at the end: the best of many passes on few samples would be chance.
     gain = gains(before, {"learned": after})["learned"]
     refined = Refined(decibels(before), decibels(after), gain, len(rest), len(held))
@@ -276,15 +275,3 @@ def _batch_size(graph: TorchGraph, feed: Feed) -> int:
     with torch.no_grad():
         graph.run(feed, observe=measure)
     return max(1, min(BATCH, _BUDGET_BYTES // max(_KEPT * held, 1)))
-
-
-@contextlib.contextmanager
-def _threads() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

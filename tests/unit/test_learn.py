@@ -13,6 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from optimizer.calibration import learn as learning
+from optimizer.calibration.barriers import Barriers
 from optimizer.calibration.learn import Learning, Refined, refine
 from optimizer.calibration.learning_batches import split
 from optimizer.calibration.paired import Gain
@@ -140,6 +141,25 @@ def test_learning_gains_on_samples_it_has_not_seen_and_keeps_the_structure(diale
     onnx.save(before, tmp_path / "before.onnx")
     onnx.save(model, tmp_path / "after.onnx")
     assert graph_receipt(tmp_path / "after.onnx").shares == graph_receipt(tmp_path / "before.onnx").shares
+
+
+def test_how_threads_wait_for_one_another_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a busy program the same graph is learned as alone, to the last bit."""
+    monkeypatch.setattr("optimizer.calibration.barriers.usable_cores", lambda: 2)
+    found = []
+    for short in (False, True):
+        looks: list[bool] = []
+
+        def look(self: Barriers, short: bool = short, looks: list[bool] = looks) -> None:
+            self.wait_shortly(short)
+            looks.append(self.short)
+
+        monkeypatch.setattr(Barriers, "look", look)
+        model = shifted_biases(tmp_path)
+        assert learn(model, tmp_path, how=Learning(1, True), data=samples(96, 1)).kept
+        assert set(looks) == {short}
+        found.append(model.SerializeToString())
+    assert found[0] == found[1]
 
 
 def test_what_does_not_gain_is_not_kept(tmp_path: Path) -> None:
