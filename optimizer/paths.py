@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from optimizer.errors import UsageError
+
+REPORT = "report.json"
+LOGS = "logs"
+MARK = ".optimizer"  # in a folder of logs, or in that of a run which is not all written: it is ours to replace
+FAILED = ".failed"  # beside it, in the logs of a run that ended with an error
 
 
 def home() -> Path:
@@ -24,24 +31,43 @@ def home() -> Path:
 def find_run(text: str) -> Path:
     """Return the folder of a run: a folder with report.json, that file itself, `RECIPE/NUMBER` or a number.
 
-    Raises: UsageError when there is none, or when a number stands for several.
+    Raises: UsageError when there is none, when it left no report, or when a number stands for several.
     """
     path = Path(text)
-    if path.name == "report.json" and path.is_file():
+    if path.name == REPORT and path.is_file():
         return path.parent
-    if (path / "report.json").is_file():
+    if (path / REPORT).is_file():
         return path
+    if (path / LOGS / MARK).is_file():
+        raise _unfinished(path)
     runs = home() / "runs"
     recipe, _, number = text.rpartition("/")
     if not number.isdigit():
         raise UsageError("no report.json there", where=text, hint="Give a run's folder, RECIPE/NUMBER or a number.")
-    found = [r for r in sorted(runs.glob(f"{recipe or '*'}/*/report.json")) if int(r.parent.name) == int(number)]
-    if len(found) == 1:
-        return found[0].parent
+    found = [run for run in sorted(runs.glob(f"{recipe or '*'}/*")) if _is_run(run) and int(run.name) == int(number)]
     if not found:
         raise UsageError(f"there is no run {text} under {runs}", hint="Build one:  optimize build RECIPE")
-    names = ", ".join(f"{r.parent.parent.name}/{r.parent.name}" for r in found)
-    raise UsageError(f"several recipes have a run {text}: {names}", hint="Give one of these names.")
+    if len(found) > 1:
+        names = ", ".join(f"{r.parent.name}/{r.name}{'' if (r / REPORT).is_file() else ' (no report)'}" for r in found)
+        raise UsageError(f"several recipes have a run {text}: {names}", hint="Give one of these names.")
+    if not (found[0] / REPORT).is_file():
+        raise _unfinished(found[0])
+    return found[0]
+
+
+def _is_run(folder: Path) -> bool:
+    return folder.name.isdigit() and any((folder / name).is_file() for name in (REPORT, f"{LOGS}/{MARK}"))
+
+
+def _unfinished(run: Path) -> UsageError:
+    """Say what became of a run without a report, and where its logs lie."""
+    if (run / LOGS / FAILED).is_file():
+        what, hint = "this run failed, and left no report", "Build it again:  optimize build RECIPE"
+    else:
+        what = "this run was interrupted, or is still under way: it has no report"
+        hint = "Build it again, and it goes on from there:  optimize build RECIPE"
+    logs = [file for file in sorted(run.glob(f"{LOGS}/*.log")) if file.stat().st_size]
+    return UsageError(what, where=str(run), hint="\n".join([*(f"log: {file}" for file in logs), hint]))
 
 
 def new_run(recipe: str, runs: Path | None = None) -> Path:
@@ -59,7 +85,23 @@ def new_run(recipe: str, runs: Path | None = None) -> Path:
             return run
 
 
-def forget_empty(run: Path) -> None:
-    """Remove the folder of a run that ended before anything was written into it."""
-    with contextlib.suppress(OSError):
-        run.rmdir()
+@contextlib.contextmanager
+def begun(run: Path) -> Iterator[None]:
+    """Tidy the folder of a run that ends early: one with nothing in it goes, and after Ctrl-C one of logs alone.
+
+    One that failed is marked so, and keeps its logs: the error names them.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            if [entry.name for entry in run.iterdir()] == [LOGS] and (run / LOGS / MARK).is_file():
+                shutil.rmtree(run / LOGS)
+        raise
+    except Exception:
+        with contextlib.suppress(OSError):
+            (run / LOGS / FAILED).touch()
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            run.rmdir()

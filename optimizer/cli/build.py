@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -39,11 +40,11 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     """Build RECIPE: plan, build or reuse, measure, compare, report. The last line is the path of report.html."""
     check_is_there(recipe)
     from optimizer.cli.progress import open_progress
-    from optimizer.paths import forget_empty, home, new_run
+    from optimizer.paths import begun, home, new_run
     from optimizer.pipeline.build import Options, build
     from optimizer.pipeline.run import open_out
     from optimizer.recipe.loader import load_recipe
-    from optimizer.recipe.steps import check_only
+    from optimizer.recipe.steps import check_only, derive
     from optimizer.report.write import build_trace, write_report
     from optimizer.store import Store
 
@@ -53,11 +54,11 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
     assert isinstance(only, tuple)
     loaded = load_recipe(recipe, settings)
     check_only(loaded, only)
-    progress = open_progress()
+    progress = open_progress(step.id for step in derive(loaded, only).steps)
     place = home()
     store = Store(place / "store", progress.say)
     run = open_out(out) if isinstance(out, Path) else new_run(loaded.name)
-    try:
+    with contextlib.closing(progress), begun(run):
         built = build(
             loaded,
             store,
@@ -72,10 +73,7 @@ def command(ctx: click.Context, /, recipe: Path, settings: dict[str, str], **opt
             ),
             progress,
         )
-    finally:
-        progress.close()
-        forget_empty(run)
-    write_report(built.report, built.run)
+        write_report(built.report, built.run)
     failed = any(c.status == "failed" for c in built.report.candidates)
     if not failed and not only and not options["locked"]:
         _write_lock(loaded, built.report)

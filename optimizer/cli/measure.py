@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -21,12 +22,11 @@ from optimizer.errors import UsageError
 @click.pass_context
 def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options: object) -> None:
     """Measure the stored artifacts of RUN (a folder or a number) on this machine, without building anything."""
-    from optimizer.cli.runs import open_run_folder
+    from optimizer.paths import begun, find_run, home, new_run
 
-    folder = open_run_folder(run)
+    folder = find_run(run)
     from optimizer.cli.build import finish, reproduce  # what a bare install lacks is said second
     from optimizer.cli.progress import open_progress
-    from optimizer.paths import forget_empty, home, new_run
     from optimizer.pipeline.build import Options
     from optimizer.pipeline.remeasure import open_run, remeasure
     from optimizer.pipeline.run import open_out
@@ -46,10 +46,7 @@ def command(ctx: click.Context, /, run: str, settings: dict[str, str], **options
         remeasure=bool(options["remeasure"]),
         command=reproduce("measure", carried.recipe, sys.argv[2:]),
     )
-    try:
+    with contextlib.closing(progress), begun(new):
         built = remeasure(carried, store, new, chosen, progress)
-    finally:
-        progress.close()
-        forget_empty(new)
-    write_report(built.report, built.run)
+        write_report(built.report, built.run)
     finish(ctx, built, as_json=bool(options["as_json"]))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from optimizer.cli.options import device_option, settings_option
 from optimizer.recipe.wording import check_is_there
+
+if TYPE_CHECKING:
+    from optimizer.pipeline.plan import PlannedStep
 
 
 @click.command("plan")
@@ -31,8 +35,14 @@ def command(recipe: Path, settings: dict[str, str], only: tuple[str, ...], devic
     result = plan(loaded, store, place / "runs" / loaded.name, only=only, device=device)
     width = max(len(p.step.id) for p in result.steps)
     for planned in result.steps:
-        what = "reuse" if planned.reusable else "build"
         key = (planned.key or "")[:8].ljust(8)
-        click.echo(f"{planned.step.id:<{width}}  {what}  {key}  {planned.why}".rstrip())
-    reused = sum(p.reusable for p in result.steps)
-    click.echo(f"{len(result.steps)} stages: {reused} to reuse, {len(result.steps) - reused} to build")
+        why = f"made by {planned.shared}" if _what(planned) == "share" else planned.why
+        click.echo(f"{planned.step.id:<{width}}  {_what(planned)}  {key}  {why}".rstrip())
+    said = [_what(planned) for planned in result.steps]
+    shared = f", {said.count('share')} to share" if "share" in said else ""
+    click.echo(f"{len(said)} stages: {said.count('reuse')} to reuse, {said.count('build')} to build{shared}")
+
+
+def _what(planned: PlannedStep) -> str:
+    """Return what a build does for a step: reuse what is stored, share what another step makes first, or build."""
+    return "reuse" if planned.reusable else "share" if planned.shared else "build"

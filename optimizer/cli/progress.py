@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -14,26 +15,28 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 1.0  # a bar appears for what takes longer
 _SILENCE_S = 20.0  # a log hears of what takes longer
+_WIDTH = 28  # of a step's name at least, so that builds of most recipes look alike
 _REASON = 160  # characters of a reason in a step's line; the whole error is told at the end
 
 
 class PlainProgress:
-    """One line a step; for logs and pipes."""
+    """One line a step; for logs and pipes. `names` are those of the steps to come: the columns leave room for them."""
 
-    def __init__(self, width: int = 28) -> None:
-        self._width = width
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._width = max(_WIDTH, *map(len, names), 0)
         self._spoke = time.monotonic()
 
     def step(self, name: str, outcome: str, seconds: float | None, key: str | None, reason: str = "") -> None:
         """Write the step's line: name, outcome, seconds, first digits of its key; or the first line of a reason."""
         time_text = f"{seconds:6.1f} s" if seconds is not None else " " * 8
+        self._width = max(self._width, len(name))
         last = first_line(reason) if reason else (key or "")[:8]
         self._write(f"{name:<{self._width}} {outcome:<8} {time_text}   {last}".rstrip())
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Write a line where nothing was written for long; a log has no use for moving bars."""
         if time.monotonic() - self._spoke >= _SILENCE_S:
-            self._write(f"  {what}: {done} of {total}")
+            self._write(f"  {what}: {done} of {total}" if _counted(what) else f"  {what}: {done / total:.0%}")
 
     def say(self, text: str) -> None:
         """Write the sentence."""
@@ -50,8 +53,8 @@ class PlainProgress:
 class TerminalProgress(PlainProgress):
     """Plain lines, and a bar below them while something takes more than a second."""
 
-    def __init__(self, width: int = 28) -> None:
-        super().__init__(width)
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        super().__init__(names)
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._what = ""
@@ -92,16 +95,23 @@ def first_line(text: str) -> str:
     return line if len(line) <= _REASON else f"{line[: _REASON - 3].rstrip()}..."
 
 
+def _counted(what: str) -> bool:
+    """Tell whether parts have a name, as in `int8/calibrate: calibration samples`: without one a share says more."""
+    return ": " in what
+
+
 def _start_bars(what: str, total: int) -> tuple[Bars, TaskID]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    count = MofNCompleteColumn() if _counted(what) else TaskProgressColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, Remaining())
     bars = Progress(*columns, console=Console(stderr=True), transient=True)
     bars.start()
     return bars, bars.add_task(what, total=total)
 
 
-def open_progress() -> PlainProgress:
-    """Bars where stderr is a terminal, plain lines elsewhere."""
-    return TerminalProgress() if sys.stderr.isatty() else PlainProgress()
+def open_progress(names: Iterable[str] = ()) -> PlainProgress:
+    """Bars where stderr is a terminal, plain lines elsewhere; `names` are those of the steps to come."""
+    return TerminalProgress(names) if sys.stderr.isatty() else PlainProgress(names)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optimizer.errors import StageError, UsageError
 
 _SHOWN = 20  # the worst tensors; --json has all
 _LONGEST_NAME = 44
+_LONGEST_MODULE = 32
 
 
 def screen(document: Mapping[str, Any]) -> Iterator[str]:
@@ -27,18 +28,23 @@ def screen(document: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"  ! {sentence}" for sentence in findings(table))
     found = patients(table)
     shown = found[:_SHOWN]
-    width = max([len("tensor"), *(min(len(h.tensor), _LONGEST_NAME) for h in shown)])
+    names = _column("tensor", [h.tensor for h in shown], _LONGEST_NAME)
+    modules = [table.tensors[h.tensor].module for h in shown]
+    if any(modules):
+        modules = [f" {text}" for text in _column("module", [m or "-" for m in modules], _LONGEST_MODULE)]
+    else:  # a graph that no PyTorch export made names none
+        modules = [""] * len(names)
     yield (
-        f"  {'tensor':<{width}} {'method':<10} {'min':>10} {'max':>10} {'magnitude':>10} {'clipped':>9} {'dB':>6} "
+        f"  {names[0]}{modules[0]} {'method':<10} {'min':>10} {'max':>10} {'magnitude':>10} {'clipped':>9} {'dB':>6} "
         f"{'moved':>6}"
     )
-    for health in shown:
+    for health, name, module in zip(shown, names[1:], modules[1:], strict=True):
         tensor = table.tensors[health.tensor]
         decibels = "-" if health.sqnr_db is None else f"{health.sqnr_db:.1f}"
         moved = "-" if health.unsettled is None else f"{health.unsettled:.1%}"
         note = f"  {'; '.join(health.complaints)}" if health.complaints else ""
         yield (
-            f"  {_short(health.tensor):<{width}} {tensor.method:<10} {tensor.min:>10.4g} {tensor.max:>10.4g} "
+            f"  {name}{module} {tensor.method:<10} {tensor.min:>10.4g} {tensor.max:>10.4g} "
             f"{tensor.magnitude:>10.4g} {health.clipped:>9.2g} {decibels:>6} {moved:>6}{note}"
         )
     if len(found) > len(shown):
@@ -90,6 +96,8 @@ def _table(document: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _short(name: str) -> str:
-    """Return a name that fits: its end tells tensors apart."""
-    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+def _column(title: str, entries: Sequence[str], longest: int) -> list[str]:
+    """Return title and entries, alike in width; of one that is too long the end, which tells it apart."""
+    cut = [entry if len(entry) <= longest else "…" + entry[1 - longest :] for entry in entries]
+    width = max(map(len, (title, *cut)))
+    return [text.ljust(width) for text in (title, *cut)]

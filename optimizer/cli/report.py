@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 )
 def command(run: str, form: str, output: Path | None) -> None:
     """Render the report of RUN again: the folder that holds report.json, or a run's number."""
-    from optimizer.cli.runs import open_run_folder
     from optimizer.errors import UsageError
+    from optimizer.paths import find_run
 
     given = Path(run)
-    place = given if given.is_file() else open_run_folder(run)
+    place = given if given.is_file() else find_run(run)
     from optimizer.report.read import read_report, write_text  # what a bare install lacks is said second
 
     text = _render(form, place if place.is_dir() else place.parent)(read_report(place))

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.data.pictures import fixed_part
 from optimizer.digest import files_digest, sha256_file
 from optimizer.errors import UsageError
 from optimizer.imports import closure
@@ -93,7 +94,7 @@ def unfilled(value: Any, settings: Mapping[str, str]) -> Any:
 
 def _split_files(root: Path, layout: str, split: str) -> list[Path]:
     """Return the files of one split: everything below the part of the layout that comes before the class."""
-    fixed = layout.replace("<split>", split).partition("<class>")[0].rpartition("/")[0]
+    fixed = fixed_part(layout, split)
     folder = root / fixed if fixed else root
     if not folder.is_dir():
         raise UsageError(f"there is no folder {fixed}", where=str(root), hint="Correct data.layout or the split.")

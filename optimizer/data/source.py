@@ -128,7 +128,9 @@ def pick(samples: Samples, count: int | None, seed: int, where: str) -> Samples:
         return samples
     if count > len(samples):
         raise StageError(
-            f"asks for {count} samples and the split has {len(samples)}", where=where, hint=f"samples: {len(samples)}"
+            f"asks for {count} samples and the split has {len(samples)}",
+            where=where,
+            hint=f"Write samples: {len(samples)}, or give more.",
         )
     return Subset(samples, [int(i) for i in np.random.default_rng(seed).permutation(len(samples))[:count]])
 

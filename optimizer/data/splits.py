@@ -29,6 +29,7 @@ class Splits:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.replaced: list[str] = []
+        self._opened: dict[str, Samples] = {}
 
     def __call__(self, name: str) -> Samples:
         """Return the samples of `calibration` or `evaluation`."""
@@ -52,7 +53,23 @@ class Splits:
             self.replaced.append(f"calibration: {len(dropped)} samples {_REPLACED} ({names})")
         return samples
 
+    def check_counts(self) -> None:
+        """Refuse a source with fewer calibration or evaluation samples than asked for, before anything is built.
+
+        Only the author's callable knows how many there are, and it is called here. No sample is read.
+        Raises: StageError.
+        """
+        data = self._recipe.data
+        for name, part in (("calibration", data.calibration), ("evaluation", data.evaluation)):
+            if part is not None:
+                pick(self._open(part.split), part.samples, part.seed, f"data.{name}")
+
     def _open(self, split: str) -> Samples:
+        if split not in self._opened:
+            self._opened[split] = self._opened_anew(split)
+        return self._opened[split]
+
+    def _opened_anew(self, split: str) -> Samples:
         data = self._recipe.data
         if data.source is not None:
             file, _, function = data.source.partition(":")

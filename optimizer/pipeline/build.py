@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,8 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     """Build every candidate, measure what can execute here, and write the report into `run`.
 
     A candidate that fails stops no other: the report has its reason, `Built.errors` its error.
-    Raises: OptimizerError when the baseline cannot be built or measured: there is nothing to compare with.
+    Raises: OptimizerError when the baseline cannot be built or measured: there is nothing to compare with; and before
+    anything is built, where the data has fewer samples than the recipe asks for.
     """
     from optimizer.data.splits import Splits, about_replaced
 
@@ -61,10 +62,12 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
     check_baseline(planned.derivation.baseline.target, options.device)
     check_load_tools(recipe)
+    if calibrates(planned):
+        splits.check_counts()
     logs = begin_logs(run)
     shop = Workshop(recipe, store, splits, progress, logs, options.device, planned.sources, locked)
     done = execute(planned, shop)
-    write_history(options.history, done.documents, planned.sources)
+    write_history(options.history, documents_of_built(done), planned.sources)
     subjects, failed = _subjects(planned, done, options.device)
     errors = distinct(failed.values())
     digest = planned.sources["evaluation"].artifact.digest
@@ -102,6 +105,16 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     write_run(run, recipe, subjects, measured, planned.sources["evaluation"].document)
     errors += unstable(report, recipe)
     return Built(report, run, tuple(errors))
+
+
+def documents_of_built(done: Executed) -> dict[str, Mapping[str, object]]:
+    """Return the key documents of the steps that stand: of one that failed no plan shall say that it was removed."""
+    return {name: document for name, document in done.documents.items() if name not in done.failures}
+
+
+def calibrates(planned: Plan) -> bool:
+    """Tell whether a step that is to be run reads calibration samples."""
+    return any("calibration" in one.step.sources.values() for one in planned.steps if not one.reusable)
 
 
 def check_baseline(runtime: str, device: str) -> None:

@@ -16,6 +16,7 @@ from optimizer.errors import OptimizerError, RecipeError, StageError, UsageError
 from optimizer.isolated.standby import standing_by
 from optimizer.peak_memory import peak_rss_bytes, reset_peak_rss
 from optimizer.pipeline.feeds import check_feeds
+from optimizer.pipeline.kept import refused
 from optimizer.pipeline.plan import Plan, step_key
 from optimizer.progress import Progress
 from optimizer.recipe.sources import Source, read_sources
@@ -72,9 +73,12 @@ def execute(plan: Plan, shop: Workshop) -> Executed:
     """Bring every step's output into being. A failed step fails what hangs on it and nothing else."""
     done = Executed({name: source.artifact for name, source in plan.sources.items()})
     calls = {one.step.id: one.step.stage.preloads for one in plan.steps if not one.reusable and one.step.stage.preloads}
+    ahead = [one.step for one in plan.steps if not one.reusable]
     with standing_by(calls.values()) as standby, _frozen():
         for step in plan.derivation.steps:
             _attempt(step, shop, done)
+            if step.id in done.outputs:
+                done.failures |= refused(step, ahead, done.outputs, done.failures)
             if calls.pop(step.id, None):  # a step that was reused after all, or failed, has called nobody
                 standby.expect(calls.values())
     return done
@@ -88,14 +92,21 @@ def _attempt(step: Step, shop: Workshop, done: Executed) -> None:
         note = f"not run: '{broken}' failed"
         done.reports.append(_report(step, None, None, False, (note,)))
         return
+    if step.id in done.failures:  # refused as soon as its graph was there
+        _failed(step, done.failures[step.id], shop, done)
+        return
     try:
         _step(step, shop, done)
     except UsageError:
         raise
     except OptimizerError as error:
-        done.failures[step.id] = error
-        done.reports.append(_report(step, None, None, False, (error.render(),)))
-        shop.progress.step(step.id, "failed", None, None, error.render())  # its first line; all of it at the end
+        _failed(step, error, shop, done)
+
+
+def _failed(step: Step, error: OptimizerError, shop: Workshop, done: Executed) -> None:
+    done.failures[step.id] = error
+    done.reports.append(_report(step, None, None, False, (error.render(),)))
+    shop.progress.step(step.id, "failed", None, None, error.render())  # its first line; all of it at the end
 
 
 def _step(step: Step, shop: Workshop, done: Executed) -> None:

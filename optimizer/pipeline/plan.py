@@ -36,6 +36,7 @@ class PlannedStep:
     document: Mapping[str, Any] | None
     reusable: bool
     why: str
+    shared: str | None = None  # the earlier step, not built yet either, whose output is this one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ def plan(
     history = read_history(history_folder)
     outputs = {name: source.artifact for name, source in sources.items()}
     planned: list[PlannedStep] = []
+    same = _Same(outputs)
     for step in derivation.steps:
+        shared = same.as_earlier(step)
         waiting = [s for s in step.sources.values() if s not in outputs]
         if waiting:
-            planned.append(PlannedStep(step, None, None, False, f"after {', '.join(waiting)}"))
+            planned.append(PlannedStep(step, None, None, False, f"after {', '.join(waiting)}", shared))
             continue
         key, document = step_key(step, outputs, device, recipe)
         entry = store.find(key)
@@ -82,8 +85,24 @@ def plan(
             planned.append(PlannedStep(step, key, document, True, ""))
         else:
             why = explain(history.steps.get(step.id), document, sources, history.documents)
-            planned.append(PlannedStep(step, key, document, False, why))
+            planned.append(PlannedStep(step, key, document, False, why, shared))
     return Plan(derivation, sources, tuple(planned))
+
+
+class _Same:
+    """Finds the steps that will have one key, before their keys are known: two variants may share a calibration."""
+
+    def __init__(self, outputs: Mapping[str, Artifact]) -> None:
+        self._made = {name: artifact.digest for name, artifact in outputs.items()}  # what makes an output, by its name
+        self._first: dict[str, str] = {}
+
+    def as_earlier(self, step: Step) -> str | None:
+        """Return the earlier step that does the same to the same."""
+        sources = {role: self._made[name] for role, name in step.sources.items()}
+        parameters = step.stage.model_dump(mode="json")
+        self._made[step.id] = made = sha256_json([step.stage.name, step.stage.tools, parameters, sources])
+        first = self._first.setdefault(made, step.id)
+        return first if first != step.id else None
 
 
 def _check_tools(derivation: Derivation) -> None:

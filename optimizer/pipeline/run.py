@@ -15,6 +15,7 @@ import numpy as np
 from optimizer.checkpoint import read_description
 from optimizer.digest import sha256_file
 from optimizer.errors import UsageError
+from optimizer.paths import LOGS, MARK
 from optimizer.pipeline import calibration
 from optimizer.pipeline.bench import GOLDEN, LATENCY, OUTCOMES, Measured
 from optimizer.pipeline.load import place_load
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from optimizer.recipe.model import Recipe
 
 RUN_FILE = "run.json"
-LOGS = "logs"
-_MARK = ".optimizer"  # in a folder of logs, or in that of a run which is not all written: it is ours to replace
 SCHEMA = 1
 
 
@@ -39,7 +38,7 @@ def place_artifacts(
 
     What an earlier run left there goes first, its report before all: a folder with a report is whole.
     """
-    (run / _MARK).touch()
+    (run / MARK).touch()
     for name in ("report.json", "report.html", "report.md", RUN_FILE, OUTCOMES, LATENCY, LABELS, PREPROCESSING):
         (run / name).unlink(missing_ok=True)
     for name in ("artifacts", "golden", "recipe"):
@@ -106,7 +105,7 @@ def write_run(
         "evaluation": {name: part for name, part in evaluation.items() if name != "packages"},
     }
     (run / RUN_FILE).write_text(json.dumps(document, indent=1) + "\n")
-    (run / _MARK).unlink(missing_ok=True)
+    (run / MARK).unlink(missing_ok=True)
 
 
 def _run_document(run: Path, recipe: Recipe, subjects: Sequence[Subject]) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def begin_logs(run: Path) -> Path:
         elif logs.exists():
             shutil.rmtree(logs)
         logs.mkdir(parents=True)
-        (logs / _MARK).touch()
+        (logs / MARK).touch()
     except OSError as error:
         raise UsageError(
             f"cannot be made anew: {error.strerror or error}", where=str(logs), hint="Name a new folder."
@@ -223,8 +222,8 @@ def open_out(folder: Path) -> Path:
     Raises: UsageError when the folder holds something that is no run.
     """
     # A build that failed left its logs alone.
-    kept = [p for p in folder.iterdir() if p.name != LOGS or not (p / _MARK).is_file()] if folder.is_dir() else []
-    if kept and not any((folder / name).is_file() for name in (RUN_FILE, _MARK)):
+    kept = [p for p in folder.iterdir() if p.name != LOGS or not (p / MARK).is_file()] if folder.is_dir() else []
+    if kept and not any((folder / name).is_file() for name in (RUN_FILE, MARK)):
         raise UsageError("is not empty and holds no run", where=f"--out {folder}", hint="Name a new folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)

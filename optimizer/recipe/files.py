@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from optimizer.graph.builder_options import UNLOCK
+from optimizer.recipe.count_checks import check_counts
 from optimizer.recipe.model import Data, ModelSource
 from optimizer.recipe.sections import Draft
 from optimizer.recipe.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ def check(draft: Draft, folder: Path, words: Vocabulary, problems: Problems, *, 
         _model(draft.model, folder, words, problems)
     if draft.data is not None:
         _data(draft.data, folder, problems)
+        check_counts(draft, folder, words, problems, to_build=model_files)
     for name, target in draft.targets.items():
         cache = target.options.get("timing_cache")
         honoured = not words.lists_capabilities(name)  # ahead of time nothing is timed, which another check says

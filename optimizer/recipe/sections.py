@@ -24,7 +24,7 @@ from optimizer.recipe.model import (
     Target,
     Variant,
 )
-from optimizer.recipe.validate import keys, mapping, validate
+from optimizer.recipe.validate import is_one, keys, mapping, validate
 from optimizer.recipe.vocabulary import Vocabulary, given_options, target_options, variant_options
 from optimizer.recipe.wording import CROSS, SHAPE, KeyPath, Problem, Problems, nearest, shown, unknown
 
@@ -126,7 +126,7 @@ def _entries(raw: Mapping[str, Any], key: str, kind: type[Entry], problems: Prob
 def _metrics(raw: Mapping[str, Any], words: Vocabulary, problems: Problems) -> dict[str, MetricOptions]:
     listed = raw.get("metrics", [])
     if not isinstance(listed, list):
-        hint = f"; write [{listed}]" if isinstance(listed, str) else ""
+        hint = f"; write [{listed}]" if isinstance(listed, str) and is_one(listed) else ""
         problems.add(Problem(("metrics",), f"needs a list, got {shown(listed)}{hint}", SHAPE))
         return {}
     metrics: dict[str, MetricOptions] = {}
@@ -138,7 +138,7 @@ def _metrics(raw: Mapping[str, Any], words: Vocabulary, problems: Problems) -> d
             continue
         name, options = next(iter(given.items()))
         if name not in words.metrics:
-            problems.add(Problem(("metrics", index), f"'{name}': {unknown('metric', name, words.metrics)}", SHAPE))
+            problems.add(Problem(("metrics", index), f"{shown(name)}: {unknown('metric', name, words.metrics)}", SHAPE))
         elif name in metrics:
             problems.add(Problem(("metrics", index), f"'{name}' is listed twice", SHAPE))
         else:

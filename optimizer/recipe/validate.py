@@ -89,13 +89,15 @@ def _worded(kind: Any, data: Any, base: KeyPath, inner: KeyPath, items: list[Any
     if "a mapping" in expected and given is None:
         expected = ["a mapping (write {} for the defaults)"]
     quotes = f" (write '{shown(given)}')" if expected == ["text"] and isinstance(given, int | float) else ""
-    one = f"; write [{given}]" if expected == ["a list"] and _is_one(given) else ""
+    one = f"; write [{given}]" if expected == ["a list"] and is_one(given) else ""
     return Problem(path, f"needs {' or '.join(expected)}, got {shown(given)}{_meant(items, given)}{quotes}{one}", SHAPE)
 
 
-def _is_one(given: Any) -> bool:
-    """Tell whether a value could be the only entry of the list that is needed."""
-    return isinstance(given, str | int | float) and not isinstance(given, bool)
+def is_one(given: Any) -> bool:
+    """Tell whether a value could be the only entry of the list that is needed, written as it is."""
+    if isinstance(given, str):
+        return given.isprintable() and bool(given.strip())
+    return isinstance(given, int | float) and not isinstance(given, bool)
 
 
 def _unknown_key(parent: KeyPath, key: str, known: Sequence[str], absent: Sequence[str]) -> Problem:

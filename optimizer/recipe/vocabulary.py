@@ -42,6 +42,10 @@ class Vocabulary:
         """Return whether a stage of this precision makes a calibration table."""
         return any(stage.produces == "calibration" for stage in self.variants[precision])
 
+    def reads_calibration(self, precision: str) -> bool:
+        """Return whether a stage of this precision reads calibration samples, be it only where there are any."""
+        return self.needs_calibration(precision) or any("samples" in s.consumes for s in self.variants[precision])
+
     def chooses_method(self, precision: str) -> bool:
         """Return whether a stage of this precision makes a table from a table: it picks methods per tensor."""
         return any(stage.produces == "calibration" and "table" in stage.consumes for stage in self.variants[precision])

@@ -119,7 +119,7 @@ def dotted(path: KeyPath) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+    return _line(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ SCREENS = Path(__file__).parent.parent / "fixtures" / "screens"
 MOST_LINES = 15
 FINISHED = re.compile(r"^\S+ +(built|reused|measured)\b")
 PROGRESS = re.compile(r"^\S+ +(built|reused|measured|failed)\b")
-RUNNING = re.compile(r"^  \S.*: \d+ of \d+$")  # a slow machine is told that a step is still under way
+RUNNING = re.compile(r"^  \S.*: (\d+ of \d+|\d+%)$")  # a slow machine is told that a step is still under way
 
 
 @dataclass(frozen=True)

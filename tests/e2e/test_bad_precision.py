@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.e2e.conftest import run_optimize
-from tests.e2e.screens import Bad, check_bad
+from tests.e2e.screens import Bad, check_bad, outcomes
 from tests.e2e.tiny import edit
 
 pytestmark = pytest.mark.usefixtures("stays_whole")
@@ -211,6 +211,17 @@ def test_what_cannot_be_made_narrow_gets_its_exit_code_and_says_what_to_do(
     bad.change(folder)
     done = run_optimize("build", "recipe.yaml", *bad.arguments, home=warm_home, cwd=folder)
     check_bad(bad, done.stderr, done.returncode, warm_home, folder)
+
+
+def test_a_name_that_keep_does_not_find_is_told_before_anything_is_calibrated(folder: Path, warm_home: Path) -> None:
+    keep_names_nothing(folder)
+    edit(folder / "recipe.yaml", "int8: {keep", "int8: {percentile: 99.9, keep")  # nothing to reuse
+    done = run_optimize("build", "recipe.yaml", *INT8, home=warm_home, cwd=folder)
+    assert done.returncode == 4
+    said = outcomes(done.stderr)
+    assert said["simplify"] == "reused"
+    assert {step: outcome for step, outcome in said.items() if "/" in step} == {"int8/calibrate": "failed"}
+    assert "int8@onnxruntime, int8@tensorrt_rtx: quantize: keep: 'heads' is neither" in done.stderr
 
 
 def test_random_numbers_calibrate_where_the_recipe_says_that_they_are_meant(folder: Path, warm_home: Path) -> None:

@@ -190,7 +190,7 @@ def test_inspect_shows_a_table_two_tables_and_a_quantized_graph(precise: Build) 
     shown = run_optimize("inspect", plain, home=precise.home)
     assert shown.returncode == 0, shown.stderr
     assert "method   percentile (99.999 %), 512 samples" in shown.stdout
-    assert re.search(r"tensor +method +min +max +magnitude +clipped +dB +moved", shown.stdout)
+    assert re.search(r"tensor +module +method +min +max +magnitude +clipped +dB +moved", shown.stdout)
     between = run_optimize("inspect", plain, chosen, home=precise.home)
     assert between.returncode == 0, between.stderr
     assert "method: percentile -> auto" in between.stdout

@@ -175,7 +175,10 @@ def folder(tmp_path: Path) -> Path:
         shutil.copy(file, tmp_path)
     for name in ("checkpoint.safetensors", "weights.pth", "model.onnx"):
         (tmp_path / name).touch()
-    (tmp_path / "pictures").mkdir()
+    for split, count in (("train", 256), ("test", 1)):  # they are counted, not opened
+        (tmp_path / "pictures" / split / "zero").mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / "pictures" / split / "zero" / f"{index}.png").touch()
     return tmp_path
 
 

@@ -150,6 +150,29 @@ def test_calibration_table_screen(tmp_path):
     assert lines[-1].split() == ["image", "percentile", "0", "2", "2", "0", "40.0", "0.0%"]
 
 
+def test_a_table_names_the_module_of_each_tensor(tmp_path):
+    path = table(tmp_path / "table.json")
+    document = json.loads(path.read_text())
+    long = ".".join(["encoder.layers"] * 3) + ".output.dense"
+    document["tensors"]["c"]["module"] = long
+    path.write_text(json.dumps(document))
+    head, first, second = show(path).splitlines()[-3:]
+    assert head.split()[:3] == ["tensor", "module", "method"]
+    assert first.split()[:3] == ["c", "…" + long[-31:], "percentile"]
+    assert second.split()[:3] == ["image", "-", "percentile"]  # an input belongs to none
+    at = head.index("method")
+    assert first.index("percentile") == second.index("percentile") == at
+
+
+def test_a_table_without_modules_has_no_column_for_them(tmp_path):
+    """The twin."""
+    assert [line.split()[:2] for line in show(table(tmp_path / "t.json")).splitlines()[-3:]] == [
+        ["tensor", "method"],
+        ["c", "percentile"],
+        ["image", "percentile"],
+    ]
+
+
 def test_the_worst_tensors_are_shown_and_json_has_all_with_the_findings(tmp_path):
     path = table(tmp_path / "table.json", tensors={f"t{i}": 2.0 for i in range(40)} | {"dead": 0.0})
     lines = show(path).splitlines()

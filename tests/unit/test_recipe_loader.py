@@ -319,6 +319,12 @@ def test_whatever_stands_in_a_recipe_is_accepted_or_refused_line_by_line(folder,
         assert all(line.startswith(f"{path}:") for line in lines)
 
 
+@pytest.mark.parametrize(("given", "said"), [("top1", "'top1'; write [top1]"), ('"\\r"', "'\\r'"), ('" "', "' '")])
+def test_only_what_can_be_an_entry_is_offered_as_a_list_of_one(folder, given, said):
+    (line,) = refusal(folder, GOOD.replace("metrics: [top1]", f"metrics: {given}")).splitlines()
+    assert line.endswith(f"metrics: needs a list, got {said}")
+
+
 def test_what_breaks_a_line_is_shown_as_its_escape(folder):
     (folder / "recipe.yaml").write_text('"\\r\\u2028x"\n', encoding="utf-8")
     with pytest.raises(RecipeError, match=r"needs a mapping, got '\\r\\u2028x'"):

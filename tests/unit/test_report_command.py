@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from optimizer.cli.bundle import command as bundle
+from optimizer.cli.compare import command as compare
 from optimizer.cli.measure import command as measure
 from optimizer.cli.report import command
 from optimizer.errors import UsageError
+from optimizer.paths import FAILED
+from optimizer.pipeline.run import begin_logs
 from optimizer.report.read import read_report, to_json
 
 DEMO = Path(__file__).parent.parent / "fixtures" / "report" / "demo.json"
@@ -61,16 +65,30 @@ def test_a_run_that_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         CliRunner().invoke(command, [str(tmp_path / "nothing")], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("failed", "what", "then"),
+    [
+        (True, "this run failed, and left no report", "Build it again:  optimize build RECIPE"),
+        (
+            False,
+            "this run was interrupted, or is still under way: it has no report",
+            "Build it again, and it goes on from there:  optimize build RECIPE",
+        ),
+    ],
+)
 @pytest.mark.parametrize("text", ["brk/0009", "9"])
-def test_a_run_that_failed_is_told_from_one_that_is_missing(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_without_a_report_is_told_from_one_that_is_missing(
+    text: str, failed: bool, what: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPTIMIZE_HOME", str(tmp_path))
-    log = tmp_path / "runs" / "brk" / "0009" / "logs" / "int8.calibrate.log"
-    log.parent.mkdir(parents=True)
-    log.touch()
-    for each in (command, measure):
-        with pytest.raises(UsageError, match="this run failed or was interrupted, and left no report") as caught:
-            CliRunner().invoke(each, [text], catch_exceptions=False)
-        assert caught.value.where == str(log.parent.parent)
-        assert f"log: {log}" in str(caught.value.hint)
+    run = tmp_path / "runs" / "brk" / "0009"
+    logs = begin_logs(run)
+    (logs / "int8.calibrate.log").write_text("what a tool said")
+    (logs / "export.log").touch()  # says nothing
+    if failed:
+        (logs / FAILED).touch()
+    for each, arguments in ((command, []), (measure, []), (compare, [text]), (bundle, ["--variant", "int8"])):
+        with pytest.raises(UsageError) as caught:
+            CliRunner().invoke(each, [text, *arguments], catch_exceptions=False)
+        assert (caught.value.where, caught.value.what) == (str(run), what)
+        assert caught.value.hint == f"log: {logs / 'int8.calibrate.log'}\n{then}"
