@@ -6,14 +6,13 @@ ResNet-18 has random weights (He initialisation, batch norm folded by the export
 a few waves, of another brightness each, so that neighbours resemble each other. Every measurement has a fresh child
 process, which first times the bare forward passes over the same pictures with the same batch and threads: `ratio` is
 calibration's time over theirs (our calibrator takes a smaller batch, which bounds its memory). Each tool's own modules
-are loaded before anything is timed. Peak memory is that of the child (ru_maxrss). Ours is asked for what an int8
-variant needs for TensorRT (`ours`: what layers read), for TensorRT and onnxruntime's integer kernels (`ours-both`: what
-layers write, too), and with int8 residual sums for both (`ours-sums`). It finds all four ranges (MinMax, Percentile,
-Entropy, MSE) in the one pass; the stage's work is timed whole: reading the graph, the pass, the estimates, the noise
-test, writing the table. Peers run one method at a time, by default up to 128
-pictures and with --full up to 512 (onnxruntime's Entropy and Percentile keep every activation: 15 GB at 512), MinMax
-without a limit. modelopt has its own environment, created here with pip (--modelopt
-names one that exists; "none" leaves it out).
+are loaded before anything is timed. Peak memory is that of the child (VmHWM: ru_maxrss would count its parent's).
+Ours is asked for what an int8 variant needs for TensorRT (`ours`: what layers read), for TensorRT and onnxruntime's
+integer kernels (`ours-both`: what layers write, too), and with int8 residual sums for both (`ours-sums`). It finds all
+four ranges (MinMax, Percentile, Entropy, MSE) in the one pass; the stage's work is timed whole: reading the graph, the
+pass, the estimates, the noise test, writing the table. Peers run one method at a time, by default up to 128 pictures
+and with --full up to 512 (onnxruntime's Entropy and Percentile keep every activation: 15 GB at 512), MinMax without a
+limit. modelopt has its own environment, created here with pip (--modelopt names one that exists; "none" leaves it out).
 Goals: all four <= 1.5 x the forward passes from 512 pictures on; peak memory at 4,096 <= 1.1 x that at 32.
 """
 
@@ -27,7 +26,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -255,7 +253,9 @@ def child(tool: str, path: pathlib.Path, count: int) -> None:
         seconds = time.perf_counter() - started
     after = forward_seconds(path, held, count, threads)
     forward = (before + after) / 2
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from optimizer.peak_memory import peak_rss_bytes
+
+    peak = peak_rss_bytes()
     result = {"seconds": seconds, "forward_seconds": forward, "ratio": seconds / forward, "peak_bytes": peak}
     print("RESULT " + json.dumps(result))
 
