@@ -42,7 +42,7 @@ def find_run(text: str) -> Path:
         raise _unfinished(path)
     runs = home() / "runs"
     recipe, _, number = text.rpartition("/")
-    if not number.isdigit():
+    if not number.isdecimal():
         raise UsageError("no report.json there", where=text, hint="Give a run's folder, RECIPE/NUMBER or a number.")
     found = [run for run in sorted(runs.glob(f"{recipe or '*'}/*")) if _is_run(run) and int(run.name) == int(number)]
     if not found:
@@ -56,7 +56,7 @@ def find_run(text: str) -> Path:
 
 
 def _is_run(folder: Path) -> bool:
-    return folder.name.isdigit() and any((folder / name).is_file() for name in (REPORT, f"{LOGS}/{MARK}"))
+    return folder.name.isdecimal() and any((folder / name).is_file() for name in (REPORT, f"{LOGS}/{MARK}"))
 
 
 def _unfinished(run: Path) -> UsageError:
@@ -74,7 +74,7 @@ def new_run(recipe: str, runs: Path | None = None) -> Path:
     """Make and return the folder of the next run of a recipe; two builds at once get two folders."""
     folder = (runs or home() / "runs") / recipe
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+    number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0)
     while True:
         run = folder / f"{number:04d}"
         try:

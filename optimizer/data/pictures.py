@@ -29,7 +29,7 @@ class Pictures(Samples):
     def __init__(self, folder: Path, layout: str, split: str) -> None:
         self._archive = _open_archive(folder) if folder.is_file() else None
         self._folder = folder
-        found = sorted(_pictures(self._names(), layout, split))
+        found = sorted(_pictures(self._names(fixed_part(layout, split)), layout, split))
         if not found:
             begins = ", ".join(sorted(self._names())[:3]) or "nothing"
             raise StageError(
@@ -43,10 +43,10 @@ class Pictures(Samples):
         self._targets = [number[label] if classes else None for _, label in found]
         self.labels = tuple(classes) or None
 
-    def _names(self) -> list[str]:
+    def _names(self, below: str = "") -> list[str]:
         if self._archive is not None:
             return self._archive.namelist()
-        return list(_files(self._folder, self._folder))
+        return list(_files(self._folder / below, self._folder))
 
     def __len__(self) -> int:
         return len(self._found)

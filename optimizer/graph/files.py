@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 
-from optimizer.errors import UsageError
+from optimizer.errors import StageError, UsageError
 from optimizer.graph.index import subgraphs
 from optimizer.graph.interface import read_interface
 from optimizer.runtime.session import Array
@@ -28,7 +28,7 @@ __all__ = [
 
 # protobuf cannot serialise 2 GiB; graph and small tensors need room beside the weights.
 INLINE_LIMIT_BYTES = 1_900_000_000
-# Weights below stay in the file: onnxruntime infers shapes from some of them, and folds others.
+# Weights below stay in the file: onnxruntime folds some of them, and none takes long.
 _SMALL_BYTES = 1024
 
 
@@ -54,7 +54,8 @@ def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path
     """Save the model with float32 tensors of it as further outputs, and return its weights, which the file lacks.
 
     `OnnxSession` takes them from memory: to write them and read them again costs as much as many a sample. Those that
-    lie beside a model of `load_without_weights` are mapped. Small and odd ones stand in the file.
+    lie beside a model of `load_without_weights` are mapped. Small ones and what is no plain float stand in the file.
+    Raises: StageError for weights that do not lie where the model says.
     """
     light = onnx.ModelProto()
     _copy_fields(model, light, but="graph")
@@ -64,8 +65,9 @@ def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path
         if name not in present:
             light.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     weights: dict[str, Array] = {}
+    read = set(_read_names(model.graph)) - present  # before IR 4, weights are inputs, which could be fed
     for tensor in model.graph.initializer:
-        weight = _weight(tensor) if tensor.name not in present else None  # before IR 4, weights are inputs
+        weight = _weight(tensor) if tensor.name in read else None  # onnxruntime knows no other any more
         if weight is None:
             light.graph.initializer.append(tensor)
         else:
@@ -81,6 +83,14 @@ def save_with_outputs(model: onnx.ModelProto, tensors: Iterable[str], path: Path
     return weights
 
 
+def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield what the nodes of a graph and of the bodies of its If, Loop and Scan read."""
+    for node in graph.node:
+        yield from node.input
+        for body in subgraphs(node):
+            yield from _read_names(body)
+
+
 def _copy_fields(source: Message, target: Message, *, but: str) -> None:
     """Copy all fields of a message but one."""
     for field, value in source.ListFields():
@@ -93,14 +103,18 @@ def _copy_fields(source: Message, target: Message, *, but: str) -> None:
 
 
 def _weight(tensor: onnx.TensorProto) -> Array | None:
-    """Return a weight that a session can be given: large, of a type of numpy's own, and stored as raw bytes."""
+    """Return a weight that a session can be given: large, floating point of numpy's own, and stored as raw bytes."""
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    if dtype.isbuiltin != 1 or dtype.hasobject or math.prod(tensor.dims) * dtype.itemsize < _SMALL_BYTES:
+    # From integers onnxruntime infers shapes while it loads, of any number of axes or parts.
+    if dtype.kind != "f" or dtype.isbuiltin != 1 or math.prod(tensor.dims) * dtype.itemsize < _SMALL_BYTES:
         return None
     weight: Array
     if uses_external_data(tensor):
         location, start, _ = _place(tensor)
-        weight = np.memmap(location, dtype, "r", start, tuple(tensor.dims))
+        try:
+            weight = np.memmap(location, dtype, "r", start, tuple(tensor.dims))
+        except (OSError, ValueError) as error:
+            raise StageError(f"weight '{tensor.name}' cannot be read: {error}", where=str(location)) from error
     elif tensor.HasField("raw_data"):
         weight = np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))
     else:
@@ -113,9 +127,14 @@ def _embed(tensor: onnx.TensorProto) -> None:
     if not uses_external_data(tensor):
         return
     location, start, length = _place(tensor)
-    with location.open("rb") as file:
-        file.seek(start)
-        tensor.raw_data = file.read(length)
+    try:
+        with location.open("rb") as file:
+            file.seek(start)
+            tensor.raw_data = file.read(length)
+    except OSError as error:
+        raise StageError(f"weight '{tensor.name}' cannot be read: {error}", where=str(location)) from error
+    if len(tensor.raw_data) < length:
+        raise StageError(f"ends in the middle of weight '{tensor.name}'", where=str(location))
     tensor.ClearField("external_data")
     tensor.data_location = onnx.TensorProto.DEFAULT
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.errors import MeasurementError, MissingToolError, OptimizerError, RecipeError
 from optimizer.pipeline.assemble import Outcome, assemble, failed_candidate
-from optimizer.pipeline.bench import Bench
+from optimizer.pipeline.bench import Bench, Measured
 from optimizer.pipeline.calibration import of_steps
 from optimizer.pipeline.execute import Executed, Workshop, execute
 from optimizer.pipeline.load import check_load_tools
@@ -20,6 +20,7 @@ from optimizer.pipeline.run import begin_logs, place_artifacts, write_run
 from optimizer.pipeline.subject import Subject, device_of, runner_of, why_not
 
 if TYPE_CHECKING:
+    from optimizer.data.splits import Splits
     from optimizer.progress import Progress
     from optimizer.recipe.model import Recipe
     from optimizer.recipe.steps import Candidate
@@ -59,11 +60,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
 
     splits = Splits(recipe)
     locked = read_lock(recipe) if options.locked else None
-    planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
-    check_baseline(planned.derivation.baseline.target, options.device)
-    check_load_tools(recipe)
-    if calibrates(planned):
-        splits.check_counts()
+    planned = _plan(recipe, store, splits, options)
     logs = begin_logs(run)
     shop = Workshop(recipe, store, splits, progress, logs, options.device, planned.sources, locked)
     done = execute(planned, shop)
@@ -82,11 +79,7 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
         logs,
         lambda: shop.check_unchanged(["evaluation"]),
     )
-    try:
-        measured = measure(subjects, bench)
-    except OptimizerError as error:
-        # Where nothing was built either, what failed first is the cause, and the baseline stumbled over the same.
-        raise together([error, *errors] if subjects[1:] else errors or [error]) from error
+    measured = _measure(subjects, bench, errors)
     errors += distinct([*measured.failures.values(), *measured.errors])
     calibrated = of_steps(done.outputs)
     artifacts = place_artifacts(subjects, run, calibrated)
@@ -105,6 +98,24 @@ def build(recipe: Recipe, store: Store, run: Path, options: Options, progress: P
     write_run(run, recipe, subjects, measured, planned.sources["evaluation"].document)
     errors += unstable(report, recipe)
     return Built(report, run, tuple(errors))
+
+
+def _plan(recipe: Recipe, store: Store, splits: Splits, options: Options) -> Plan:
+    """Plan the build, and refuse beforehand what must fail."""
+    planned = plan(recipe, store, options.history, only=options.only, device=options.device, recompute=options.locked)
+    check_baseline(planned.derivation.baseline.target, options.device)
+    check_load_tools(recipe)
+    if calibrates(planned):
+        splits.check_counts()
+    return planned
+
+
+def _measure(subjects: list[Subject], bench: Bench, errors: list[OptimizerError]) -> Measured:
+    try:
+        return measure(subjects, bench)
+    except OptimizerError as error:
+        # Where nothing was built either, what failed first is the cause, and the baseline stumbled over the same.
+        raise together([error, *errors] if subjects[1:] else errors or [error]) from error
 
 
 def documents_of_built(done: Executed) -> dict[str, Mapping[str, object]]:

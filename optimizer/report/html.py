@@ -54,27 +54,7 @@ def render_html(report: Report, traces: Traces = ()) -> str:
 
     script, style = _asset("report.js"), _asset("report.css")
     batch = gate_batch(report)
-    found = view.rows(report)
-    shared = view.shared_reasons(found)
-    rows = [
-        {
-            **asdict(r),
-            "metrics": r.metrics,
-            "bar": Markup(bars.delivered(r.shares)),
-            "own_reasons": [said for said in r.reasons if said not in shared],
-        }
-        for r in found
-    ]
-    details = (
-        tables.gate_table(report),
-        tables.accuracy_table(report),
-        tables.latency_table(report),
-        worth_table(report),
-        tables.precision_table(report),
-        tables.numerics_table(report),
-        tables.resources_table(report),
-        *load_tables(report),
-    )
+    rows, shared = _rows(report)
     page: dict[str, Any] = {
         "report": report,
         "head": view.headline(report),
@@ -86,7 +66,7 @@ def render_html(report: Report, traces: Traces = ()) -> str:
         "rows": rows,
         "shared": shared,
         "plots": [{**asdict(f), "markup": Markup(f.markup)} for f in _figures(report, batch)],
-        "details": details,
+        "details": _details(report),
         "layers": precision.layer_tables(report, _LAYERS),
         "calibrations": precision.calibrations(report),
         "stages": tables.stage_table(report),
@@ -102,6 +82,37 @@ def render_html(report: Report, traces: Traces = ()) -> str:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     return _template().render(page).lstrip()
+
+
+def _rows(report: Report) -> tuple[list[dict[str, Any]], dict[str, tuple[str, ...]]]:
+    """Return the rows of the candidates, and the reasons that several of them share, with their names."""
+    from markupsafe import Markup
+
+    found = view.rows(report)
+    shared = view.shared_reasons(found)
+    rows = [
+        {
+            **asdict(r),
+            "metrics": r.metrics,
+            "bar": Markup(bars.delivered(r.shares)),
+            "own_reasons": [said for said in r.reasons if said not in shared],
+        }
+        for r in found
+    ]
+    return rows, shared
+
+
+def _details(report: Report) -> tuple[tables.Table, ...]:
+    return (
+        tables.gate_table(report),
+        tables.accuracy_table(report),
+        tables.latency_table(report),
+        worth_table(report),
+        tables.precision_table(report),
+        tables.numerics_table(report),
+        tables.resources_table(report),
+        *load_tables(report),
+    )
 
 
 def _template() -> Template:

@@ -16,6 +16,10 @@ _NOT_FASTER = {
     "same within tolerance": "As fast as",
     "undecided": "Not shown to be faster than",
 }
+_WITHOUT_GAIN = {
+    "no gain over": ("slower", "same within tolerance"),
+    "not shown to be faster than": ("undecided",),
+}
 _MOST_NAMED = 6  # on the last screen
 
 
@@ -30,7 +34,7 @@ class Pair:
     def at(self, batch: str | None) -> tuple[Speedup, Difference] | None:
         """Return the speedup and what it is judged to be; None where it was not measured, or disturbed."""
         found = self.against.speedup.get(batch or "")
-        if found is None or found.difference is None or "disturbed" in self.state(batch):
+        if found is None or found.difference is None or any(one and one.disturbed for one in self.latencies(batch)):
             return None
         return found, found.difference
 
@@ -76,24 +80,25 @@ def not_worth_it(report: Report) -> dict[str, str]:
         elsewhere = [b for b in by_number(dict(pair.against.speedup)) if (at := pair.at(b)) and at[1].kind == "faster"]
         but = f" Faster at batch {fmt.joined(elsewhere)}." if elsewhere else ""
         said = f"{_NOT_FASTER[judged[1].kind]} {pair.fp32.name} at batch {batch} ({_told(*judged)})"
-        found[pair.candidate.name] = f"{said}: {_price(report, pair)}.{but}"
+        found[pair.candidate.name] = f"{said}: {_price(report, pair)}{_doubt(pair, batch)}.{but}"
     return found
 
 
 def screen_lines(report: Report) -> tuple[str, ...]:
     """Return what the last screen says: what reduced precision buys nothing, and what the recommended one gains."""
     batch = gate_batch(report)
+    judged_by_kind = [(p, at[1]) for p in pairs(report) if (at := p.at(batch))]
     found = []
-    slow = [(p, at[1]) for p in pairs(report) if (at := p.at(batch)) and at[1].kind != "faster"]
-    if slow:
-        named = [f"{p.candidate.name} {fmt.interval(_gain(d), fmt.ratio)}" for p, d in slow[:_MOST_NAMED]]
-        more = [f"{len(slow) - _MOST_NAMED} more in report.md"] if len(slow) > _MOST_NAMED else []
-        what = f"no gain over fp32 on the same target at batch {batch} (99 % interval of the speedup)"
-        found.append(f"{what}: {', '.join(named + more)}")
+    for what, kinds in _WITHOUT_GAIN.items():
+        named = [_named(p, d, batch) for p, d in judged_by_kind if d.kind in kinds]
+        more = [f"{len(named) - _MOST_NAMED} more in report.md"] if len(named) > _MOST_NAMED else []
+        if named:
+            where = f"fp32 on the same target at batch {batch} (99 % interval of the speedup)"
+            found.append(f"{what} {where}: {', '.join(named[:_MOST_NAMED] + more)}")
     for pair, (speedup, judged) in _recommended(report):
         if judged.kind == "faster":
             gained = f"{pair.candidate.name} over {pair.fp32.name} at batch {batch}: {_told(speedup, judged)}"
-            found.append(f"{gained}; {_price(report, pair)}")
+            found.append(f"{gained}; {_price(report, pair)}{_doubt(pair, batch)}")
     return tuple(found)
 
 
@@ -164,6 +169,17 @@ def _recommended(report: Report) -> Iterator[tuple[Pair, tuple[Speedup, Differen
         at = pair.at(gate_batch(report))
         if at and pair.candidate.name in report.recommended.values() and pair.fp32.name != report.baseline:
             yield pair, at
+
+
+def _named(pair: Pair, judged: Difference, batch: str | None) -> str:
+    state = pair.state(batch)
+    return f"{pair.candidate.name} {fmt.interval(_gain(judged), fmt.ratio)}{f' ({state})' if state else ''}"
+
+
+def _doubt(pair: Pair, batch: str | None) -> str:
+    """Return what a sentence ends with where a latency did not hold still."""
+    state = pair.state(batch)
+    return f"; {state}: measure again" if state else ""
 
 
 def _told(speedup: Speedup, judged: Difference) -> str:

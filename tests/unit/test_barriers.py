@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,7 +77,10 @@ def test_busy_is_what_the_processors_of_this_process_did_and_the_host_took(
     stat(tmp_path / "stat", one, (tick * 1000,) * 8, one)
     monkeypatch.setattr(barriers, "_STAT", tmp_path / "stat")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
+    monkeypatch.setattr(barriers, "usable_cores", lambda: 2)
     assert busy_seconds() == 2 * (1 + 2 + 4 + 8 + 16 + 32)
+    monkeypatch.setattr(barriers, "usable_cores", lambda: 1)  # a quota: who else uses the two is not known
+    assert busy_seconds() is None
 
 
 def test_where_the_system_does_not_say_nothing_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -131,6 +135,22 @@ def test_the_number_of_threads_is_given_back(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
     assert not wait.short
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_a_team_that_cannot_be_gathered_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    wait = Barriers(2)
+    asked = threading.Thread(target=wait.wait_shortly, args=(True,), daemon=True)
+    asked.start()
+    asked.join(10)
+    assert not asked.is_alive()
+    wait.wait_shortly(False)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="with one processor libgomp never spins")

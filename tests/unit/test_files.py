@@ -129,3 +129,47 @@ def test_weights_that_are_inputs_too_stay_in_the_file(tmp_path: Path) -> None:
     path = elsewhere(tmp_path)
     assert save_with_outputs(model, ["q"], path) == {}
     assert "w" in {tensor.name for tensor in onnx.load(path).graph.initializer}
+
+
+def test_sizes_that_shapes_are_inferred_from_stay_in_the_file(tmp_path: Path) -> None:
+    """onnxruntime refuses a Split whose sizes it is only given: 128 of them are as large as a weight."""
+    model = product()
+    del model.graph.node[:], model.graph.initializer[:], model.graph.output[:]
+    parts = [f"part{i}" for i in range(200)]
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 200]))
+    model.graph.node.append(helper.make_node("Split", ["x", "sizes"], parts, axis=1))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(200, np.int64), "sizes"))
+    model.graph.output.append(helper.make_tensor_value_info("part7", TensorProto.FLOAT, [1, 1]))
+    path = elsewhere(tmp_path)
+    assert save_with_outputs(model, [], path) == {}
+    with OnnxSession(path) as session:
+        assert session.infer({"x": np.arange(200, dtype=np.float32)[None]})["part7"] == 7
+
+
+def test_a_weight_that_nothing_reads_is_no_failure(tmp_path: Path) -> None:
+    model = product()
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHTS, "unread"))
+    path = elsewhere(tmp_path)
+    weights = save_with_outputs(model, [], path)
+    with OnnxSession(path, weights=weights) as session:
+        assert session.infer({"x": np.ones((4, 4), np.float32)})["y"].shape == (4, 300)
+
+
+@pytest.mark.parametrize("held", ["w", "b8"])  # one that is given, one that is embedded
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_weights_that_are_not_whole_name_their_file(held: str, how: str, tmp_path: Path) -> None:
+    model = product()
+    source = tmp_path / "stored.onnx"
+    onnx.save_model(model, source, save_as_external_data=True, location="weights", size_threshold=0)
+    stored_model = onnx.load(source, load_external_data=False)
+    for tensor, whole in zip(stored_model.graph.initializer, product().graph.initializer, strict=True):
+        if tensor.name != held:
+            tensor.CopyFrom(whole)
+    onnx.save_model(stored_model, source)
+    if how == "cut":
+        (tmp_path / "weights").write_bytes(b"1234")
+    else:
+        (tmp_path / "weights").unlink()
+    with pytest.raises(StageError, match=f"weight '{held}'") as told:
+        save_with_outputs(load_without_weights(source), [], elsewhere(tmp_path))
+    assert told.value.where == str(tmp_path / "weights")

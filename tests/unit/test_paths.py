@@ -90,6 +90,15 @@ def test_a_number_that_several_recipes_have_names_those_without_a_report_too() -
     assert find_run("cnn/1").parent.name == "cnn"
 
 
+def test_a_digit_that_is_no_number_names_no_run() -> None:
+    other = reported("cnn").with_name("²")
+    other.mkdir()
+    (other / REPORT).write_text("{}")
+    assert find_run("1").parent.name == "cnn"
+    with pytest.raises(UsageError, match=r"no report\.json there"):
+        find_run("²")
+
+
 def test_a_folder_of_logs_that_is_no_run_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "mine" / LOGS).mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no report\.json there"):

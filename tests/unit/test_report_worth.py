@@ -97,17 +97,29 @@ def test_a_disturbed_latency_decides_nothing() -> None:
     assert not_worth_it(disturbed(OTHER))
 
 
-def test_the_screen_has_one_line_for_all_that_gains_nothing_and_one_for_the_recommended() -> None:
+def test_a_latency_that_did_not_hold_still_is_told_with_its_doubt() -> None:
+    found = report({CHOSEN: {"1": (0.7, 0.75)}})
+    candidates = []
+    for c in found.candidates:
+        timed = {b: t.model_copy(update={"stable": c.name != CHOSEN}) for b, t in (c.latency_ms or {}).items()}
+        candidates.append(c.model_copy(update={"latency_ms": timed or None}))
+    shaken = found.model_copy(update={"candidates": tuple(candidates)})
+    assert not_worth_it(shaken)[CHOSEN].endswith("; unstable: measure again.")
+    assert screen_lines(shaken)[0].endswith("0.70× to 0.75× (unstable)")
+    assert "unstable" not in not_worth_it(found)[CHOSEN] + screen_lines(found)[0]
+
+
+def test_the_screen_has_a_line_for_what_gains_nothing_one_for_what_is_not_known_and_one_for_the_recommended() -> None:
     found = report({**FASTER, FP16: {"1": (0.6, 0.62)}, OTHER: {"1": (0.98, 1.03)}})
-    nothing, gained = screen_lines(found)
-    assert nothing == (
-        "no gain over fp32 on the same target at batch 1 (99 % interval of the speedup): "
-        f"{FP16} 0.60× to 0.62×, {OTHER} 0.98× to 1.03×"
-    )
+    nothing, unknown, gained = screen_lines(found)
+    where = "fp32 on the same target at batch 1 (99 % interval of the speedup)"
+    assert nothing == f"no gain over {where}: {FP16} 0.60× to 0.62×"
+    assert unknown == f"not shown to be faster than {where}: {OTHER} 0.98× to 1.03×"
     assert gained.startswith(f"{CHOSEN} over {FP32} at batch 1: 1.33×, 99 % interval 1.30× to 1.36×; top1 −0.40 pp")
     screen = render_screen(found).splitlines()
     assert [line for line in screen if "fp32 on the same" in line or " over " in line] == [
         f"note: {nothing}",
+        f"note: {unknown}",
         f"note: {gained}",
     ]
 

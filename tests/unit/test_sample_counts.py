@@ -110,6 +110,17 @@ def test_calibration_that_nobody_reads_is_not_counted(told: Callable[..., list[s
     assert len(told(train="train, samples: 6", variants="{fp16: {}}")) == 1
 
 
+def test_a_split_that_is_a_link_is_counted_as_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "a").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "elsewhere" / "a" / f"{number}.png").write_bytes(b"")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "train").symlink_to(tmp_path / "elsewhere")
+    layout = "<split>/<class>"
+    assert count_pictures(tmp_path / "pictures", layout, {"train": 9}) == {"train": 3}
+    assert len(Pictures(tmp_path / "pictures", layout, "train")) == 3
+
+
 def test_pictures_are_counted_as_they_are_read_and_no_further_than_needed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
