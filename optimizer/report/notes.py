@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimizer.report.ties import ties
 from optimizer.results import Report
 
 
 def notes(report: Report) -> tuple[str, ...]:
-    """Return the report's notes, those on the surroundings of the latency once, and what is as fast as recommended."""
+    """Return the report's notes, those on the surroundings of the latency once."""
     batches = _complaints(report.environment.surroundings)
     single = {f"latency at batch {batch}: {said}" for batch, complaints in batches.items() for said in complaints}
     kept = [note for note in report.notes if note not in single]
     surroundings = together(batches) if len(kept) < len(report.notes) else ()
-    return (*kept, *surroundings, *ties(report))
+    return (*kept, *surroundings)
 
 
 def _complaints(surroundings: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[str]]:

@@ -44,7 +44,7 @@ def caveat(report: Report) -> str:
         (t for t in timed if t.disturbed and t.rounds), key=lambda t: t.disturbed_rounds / t.rounds, default=None
     )
     share = f" in {worst.disturbed_rounds} of {worst.rounds} rounds" if worst else ""
-    return f"latency was {state}{share}: measure again" if state else ""
+    return f"latency was {state}{share}: measure again, with --remeasure" if state else ""
 
 
 def _chosen(report: Report) -> list[Latency]:

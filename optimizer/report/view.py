@@ -10,6 +10,7 @@ from optimizer.gate import disturbances
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch, limits
 from optimizer.report.tables import holders, worst_sqnr
+from optimizer.report.ties import ties
 from optimizer.report.title import shaky, title
 from optimizer.report.worth import gain_over_fp32, not_worth_it
 from optimizer.results import CandidateReport, Report
@@ -104,11 +105,18 @@ def headline(report: Report) -> Headline:
         status,
         label,
         title(report, status),
-        report.verdict.reasons,
+        (*report.verdict.reasons, *_beside(report)),
         recommendations,
         f"{fmt.count(len(report.candidates), 'candidate')}: {', '.join(parts)}",
         tuple(c.name for c in report.candidates if c.status == "failed"),
     )
+
+
+def _beside(report: Report) -> tuple[str, ...]:
+    """Return what a recommendation must be read with: what is as fast, and that its precision buys nothing."""
+    without = not_worth_it(report)
+    idle = (f"{name}: {without[name]}" for name in report.recommended.values() if name in without)
+    return (*ties(report), *idle)
 
 
 def figures(report: Report, candidate: CandidateReport) -> tuple[Figure, ...]:
@@ -258,7 +266,8 @@ def _reasons(report: Report, c: CandidateReport) -> tuple[str, ...]:
         said.extend(one.sentence for one in behind if one not in report.verdict.disturbed)
     if c.status == "built" and c.accuracy_runtime:
         said.append(f"Accuracy computed by: {c.accuracy_runtime.rstrip('.')}.")
-    said += filter(None, [not_worth_it(report).get(c.name)])
+    if c.name not in report.recommended.values():  # of those it stands beside the verdict
+        said += filter(None, [not_worth_it(report).get(c.name)])
     return tuple(said)
 
 

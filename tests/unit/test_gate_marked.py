@@ -58,7 +58,7 @@ def test_a_disturbed_latency_neither_passes_nor_fails(speedup: float) -> None:
     assert sentence == (
         "The speedup decides nothing: 41 of the 60 rounds behind the latency of fp32@torch and int8@onnxruntime were "
         "disturbed (waited for a processor in 41 of 60 rounds). Quieten the machine or raise measure.seconds, and "
-        "measure again"
+        "measure again, with --remeasure"
     )
     assert overall([own.model_copy(update={"verdict": verdict})], GATE).status == "inconclusive"
     assert recommend([own.model_copy(update={"verdict": verdict})], "fp32@torch", GATE, "1") == {}

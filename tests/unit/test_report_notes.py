@@ -9,6 +9,7 @@ from optimizer.report.html import render_html
 from optimizer.report.markdown import render_markdown
 from optimizer.report.notes import notes, together
 from optimizer.report.summary import render_summary
+from optimizer.report.view import headline
 from optimizer.results import Report
 
 DEMO = Path(__file__).parent.parent / "fixtures" / "report" / "demo.json"
@@ -43,8 +44,10 @@ def test_two_alike_complaints_of_one_batch_stay_two() -> None:
 def test_page_markdown_and_screen_say_it_once() -> None:
     found = report()
     tied = "in latency int8@onnxruntime (SQNR 27.6 dB) is not told apart from int8-minmax@onnxruntime (SQNR 25.1 dB)"
-    assert notes(found) == ("of something else", *ONCE, tied)
+    assert notes(found) == ("of something else", *ONCE)
+    assert headline(found).reasons[-1] == tied  # beside the verdict, not at the end
     for text in (render_html(found), render_markdown(found), render_summary(found)):
+        assert text.count("is not told apart from") == 1
         assert text.count("waited for a processor") == 1
         assert text.count("others used 50%") == 1
         assert "of something else" in text
