@@ -19,6 +19,7 @@ from optimizer.errors import UsageError
 _CHECKPOINTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
 _EXAMPLE = ("recipe.yaml", "model.py", "data.py", "train.py")
 _ENGINE = '  tensorrt_rtx: {compute_capabilities: ["8.6", "8.9", "12.0"]}   # one engine file that holds all of them'
+_HALF = "  fp16: {targets: [tensorrt_rtx]}   # a CPU computes it in float32"
 _NO_ENGINE = f"  # where the package tensorrt-rtx is installed:\n  # {_ENGINE.strip()}"
 _LEAST_SAMPLES = 10  # two of these calibrate
 
@@ -69,7 +70,7 @@ def _write(here: Path, contents: Mapping[str, str]) -> None:
 
 def _example(here: Path) -> dict[str, str]:
     texts = {name: _text(f"example_{name}") for name in _EXAMPLE}
-    recipe = Template(texts["recipe.yaml"]).substitute(name=_name(here), engine=_engine())
+    recipe = Template(texts["recipe.yaml"]).substitute(name=_name(here), engine=_engine(), half=_half())
     return {**texts, "recipe.yaml": recipe}
 
 
@@ -99,6 +100,7 @@ def _own(here: Path, factory: str, checkpoint: str | None, samples: str | None) 
         "metrics": _METRICS if data.has_classes else _NO_METRICS,
         "limit": "  top1: {max_drop: 0.01}" if data.has_classes else "  # METRIC: {max_drop: 0.01}",
         "engine": _engine(),
+        "half": _half(),
     }
     return {
         "recipe.yaml": Template(_text("recipe.yaml")).substitute({**values, "samples": _quoted(values["samples"])}),
@@ -225,8 +227,16 @@ def _output_names(file: Path, function: str, inputs: Mapping[str, object]) -> li
     return [word] if count < 2 else [f"{word}{number}" for number in range(1, count + 1)]
 
 
+def _builds_engines() -> bool:
+    return importlib.util.find_spec("tensorrt_rtx") is not None
+
+
 def _engine() -> str:
-    return _ENGINE if importlib.util.find_spec("tensorrt_rtx") else _NO_ENGINE
+    return _ENGINE if _builds_engines() else _NO_ENGINE
+
+
+def _half() -> str:
+    return _HALF if _builds_engines() else f"  # {_HALF.strip()}"
 
 
 def _name(here: Path) -> str:
