@@ -5,7 +5,7 @@ from __future__ import annotations
 from optimizer.report.limits import gate_batch
 from optimizer.report.notes import notes
 from optimizer.report.tables import worst_sqnr
-from optimizer.report.ties import ties
+from optimizer.report.ties import one_file, ties
 from optimizer.report.title import caveat, fallen, title
 from optimizer.report.worth import screen_lines
 from optimizer.results import CandidateReport, Report
@@ -26,7 +26,7 @@ def render_summary(report: Report) -> str:
     more = len(each) - len(reasons)
     reasons += [f"  and {more} more, in report.md"] if more > 0 else []
     reasons += [f"  {disturbance.sentence}" for disturbance in report.verdict.disturbed]
-    said = [f"note: {note}" for note in (*notes(report), *ties(report), *screen_lines(report))]
+    said = [f"note: {note}" for note in (*notes(report), *one_file(report), *ties(report), *screen_lines(report))]
     return "\n".join([*lines, *said, _verdict(report), *reasons])
 
 

@@ -27,6 +27,33 @@ def ties(report: Report) -> tuple[str, ...]:
     return tuple(found)
 
 
+def same_files(report: Report) -> dict[str, str]:
+    """Return, for each candidate that is the file of an earlier one in the same runtime, the name of that one.
+
+    An option that left the graph as it was makes one: what differs between the two is chance.
+    """
+    first: dict[tuple[str, str, str], str] = {}
+    found = {}
+    for c in report.candidates:
+        if c.artifact is None:
+            continue
+        name = first.setdefault((c.runtime, c.device, c.artifact.sha256), c.name)
+        if name != c.name:
+            found[c.name] = name
+    return found
+
+
+def one_file(report: Report) -> tuple[str, ...]:
+    """Return a sentence for each file that several candidates of a runtime are."""
+    groups: dict[str, list[str]] = {}
+    for name, earlier in same_files(report).items():
+        groups.setdefault(earlier, []).append(name)
+    return tuple(
+        f"{fmt.joined(names)} {'is' if len(names) == 1 else 'are'} the same file as {earlier}: the rest is chance"
+        for earlier, names in groups.items()
+    )
+
+
 def _as_fast(other: CandidateReport, chosen: CandidateReport, batch: str) -> bool:
     passes = other.verdict is None or other.verdict.status == "pass"
     mine, its = (chosen.speedup or {}).get(batch), (other.speedup or {}).get(batch)

@@ -10,7 +10,7 @@ from optimizer.gate import disturbances
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch, limits
 from optimizer.report.tables import holders, worst_sqnr
-from optimizer.report.ties import ties
+from optimizer.report.ties import same_files, ties
 from optimizer.report.title import shaky, title
 from optimizer.report.worth import gain_over_fp32, not_worth_it
 from optimizer.results import CandidateReport, Report
@@ -266,6 +266,8 @@ def _reasons(report: Report, c: CandidateReport) -> tuple[str, ...]:
         said.extend(one.sentence for one in behind if one not in report.verdict.disturbed)
     if c.status == "built" and c.accuracy_runtime:
         said.append(f"Accuracy computed by: {c.accuracy_runtime.rstrip('.')}.")
+    if (earlier := same_files(report).get(c.name)) is not None:
+        said.append(f"The same file as {earlier}: what differs is chance.")
     if c.name not in report.recommended.values():  # of those it stands beside the verdict
         said += filter(None, [not_worth_it(report).get(c.name)])
     return tuple(said)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optimizer.report.ties import ties
+import pytest
+
+from optimizer.report.markdown import render_markdown
+from optimizer.report.summary import render_summary
+from optimizer.report.ties import same_files, ties
 from optimizer.results import Report
 
 DEMO = Path(__file__).parent.parent / "fixtures" / "report" / "demo.json"
@@ -44,3 +48,17 @@ def test_the_same_file_under_another_name_is_said_to_be_that() -> None:
 
 def test_another_device_is_not_compared() -> None:
     assert ties(report(device="cuda:0")) == ()
+
+
+def test_several_candidates_of_one_file_are_told_below_their_row_and_on_the_screen() -> None:
+    found = report(artifact=artifact_of(CHOSEN))
+    assert same_files(found) == {OTHER: CHOSEN}
+    said = f"{OTHER} is the same file as {CHOSEN}: the rest is chance"
+    assert f"note: {said}" in render_summary(found).splitlines()
+    assert "The same file as int8@onnxruntime: what differs is chance." in render_markdown(found)
+
+
+@pytest.mark.parametrize("changes", [{}, {"runtime": "openvino"}, {"device": "cuda:0"}, {"artifact": None}])
+def test_other_files_and_other_runtimes_are_others(changes: dict[str, Any]) -> None:
+    changes = {"artifact": artifact_of(CHOSEN), **changes} if changes else {}
+    assert same_files(report(**changes)) == {}
