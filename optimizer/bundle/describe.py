@@ -55,6 +55,8 @@ def describe(
         "runs_on": runs_on(report, candidate, folder),
         "golden": _golden(candidate, golden),
         "status": candidate.status,
+        # In the recipe's order, which a passport's sorted keys lose: a gate asks at the first.
+        "timed_batches": [int(batch) for batch in candidate.latency_ms or {}],
         "environment": report.environment.model_dump(mode="json"),
         **{key: facts[key] for key in _FACTS},
     }

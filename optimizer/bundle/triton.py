@@ -13,15 +13,15 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optimizer.bundle.triton_config import VERSION, Served, refuse, write_config
+from optimizer.bundle.triton_config import LABEL_FILE, VERSION, Requests, Served, backend_of, refuse, write_config
 from optimizer.bundle.triton_readme import write_readme
-from optimizer.bundle.triton_rehearsal import Rehearsal, rehearse
+from optimizer.bundle.triton_rehearsal import Rehearsal, not_rehearsed, rehearse
 from optimizer.errors import StageError
 from optimizer.results import CandidateReport, Report
 from optimizer.runtime.bundle import LABELS, PREPROCESSING
@@ -31,7 +31,6 @@ from optimizer.runtime.session import Array
 from optimizer.types import MAIN_FILE, TensorSpec
 
 TRITON = "triton"
-_LABELS = "labels.txt"
 _WARMUP = "warmup"
 # What a file system answers that has no hard links, or no more of them for this file.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -59,33 +58,31 @@ def add_repository(source: Source) -> dict[str, Any]:
     model or compute something else.
     """
     folder, runtime = source.folder, source.candidate.runtime
-    engine = folder / MAIN_FILE["engine"]
-    receipt = read_receipt(engine)
+    receipt = read_receipt(folder / MAIN_FILE["engine"])
     refuse(runtime, receipt)
+    seen = _interface(source, receipt)
+    labels = _read_json(folder / LABELS) or []
     served = Served(
         name=source.report.recipe.name,
         runtime=runtime,
         device=source.device,
         threads=source.report.environment.threads,
-        inputs=(),
-        outputs=(),
+        inputs=seen.inputs,
+        outputs=seen.outputs,
         ranges=source.record["profile"],
         batch_axis=source.record["batch_axis"],
         profiles=tuple(receipt.get("profiles", ())),
         measured=tuple(int(batch) for batch in source.candidate.latency_ms or ()),
+        labels=len(labels),
     )
-    seen = _interface(served, source, receipt)
-    served = replace(served, inputs=seen.inputs, outputs=seen.outputs)
     model = folder / TRITON / served.name
     (model / str(VERSION)).mkdir(parents=True)
     _place_model(folder, model / str(VERSION), served)
-    served = replace(served, labels=_write_labels(folder, model), warmup=_write_warmup(folder, model, served))
-    text = write_config(served)
-    if served.labels and "label_filename" not in text:
-        (model / _LABELS).unlink()
+    if served.labelled:
+        (model / LABEL_FILE).write_bytes(_one_a_line(labels))
+    text = write_config(served, _write_warmup(folder, model, served))
     (model / "config.pbtxt").write_text(text, encoding="utf-8")
-    steps = json.loads((folder / PREPROCESSING).read_text()) if (folder / PREPROCESSING).is_file() else {}
-    readme = write_readme(served, source.candidate, receipt, seen.said, steps)
+    readme = write_readme(served, source.candidate, receipt, seen, _read_json(folder / PREPROCESSING) or {})
     (folder / TRITON / "README.md").write_text(readme, encoding="utf-8")
     return {
         "model": served.name,
@@ -96,22 +93,19 @@ def add_repository(source: Source) -> dict[str, Any]:
     }
 
 
-def _interface(served: Served, source: Source, receipt: Mapping[str, Any]) -> Rehearsal:
-    if served.backend == "tensorrt":
+def _interface(source: Source, receipt: Mapping[str, Any]) -> Rehearsal:
+    backend = backend_of(source.candidate.runtime)
+    if backend == "tensorrt":
         specs = (tuple(TensorSpec.from_json(spec) for spec in receipt.get(side, ())) for side in ("inputs", "outputs"))
         inputs, outputs = specs
         if not inputs or not outputs:
             raise StageError("names no inputs and outputs", where=str(source.folder / "engine.json"))
         return Rehearsal(inputs, outputs, False, "not rehearsed: an engine executes on its GPU alone")
     file = source.folder / MAIN_FILE["onnx"]
-    if served.on_gpu:
-        from optimizer.runtime.onnx_interface import read_interface
-
-        return Rehearsal(*read_interface(file), False, "not rehearsed: it is for a GPU")
-    golden = source.folder / GOLDEN
-    return rehearse(
-        served.backend, file, golden, source.allowed, threads=served.threads, ranges=source.record["profile"]
-    )
+    if source.device != "cpu":
+        return not_rehearsed(backend, file, "it is for a GPU")
+    threads, ranges = source.report.environment.threads, source.record["profile"]
+    return rehearse(backend, file, source.folder / GOLDEN, source.allowed, threads=threads, ranges=ranges)
 
 
 def _place_model(folder: Path, version: Path, served: Served) -> None:
@@ -138,26 +132,28 @@ def _link(source: Path, destination: Path) -> None:
         shutil.copyfile(source, destination)
 
 
-def _write_labels(folder: Path, model: Path) -> tuple[str, int] | None:
-    """Write the class names, one a line.
+def _read_json(file: Path) -> Any:
+    """Return what an optional file of the bundle holds, None where it is not."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _one_a_line(labels: list[str]) -> bytes:
+    """Return the class names as Triton reads them: up to each "\\n", with all else that breaks lines elsewhere.
 
     Raises: StageError for a name of several lines.
+    Source: triton-inference-server/core, src/label_provider.cc, LabelProvider::AddLabels.
     """
-    if not (folder / LABELS).is_file():
-        return None
-    labels: list[str] = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-    broken = [label for label in labels if len(label.splitlines()) > 1 or label.endswith(("\n", "\r"))]
+    broken = [label for label in labels if "\n" in label]
     if broken:
         raise StageError(
             f"the class name {broken[0]!r} has a line break; Triton reads one name a line",
             where=LABELS,
             hint="change data.labels, or bundle without --triton",
         )
-    (model / _LABELS).write_bytes("".join(f"{label}\n" for label in labels).encode())
-    return _LABELS, len(labels)
+    return "".join(f"{label}\n" for label in labels).encode()
 
 
-def _write_warmup(folder: Path, model: Path, served: Served) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _write_warmup(folder: Path, model: Path, served: Served) -> Requests:
     """Write the first golden inputs as raw bytes, one request of each input. Random numbers would be no tokens."""
     given = read_golden(folder / GOLDEN)[0]
     (model / _WARMUP).mkdir()

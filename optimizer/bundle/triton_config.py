@@ -15,6 +15,9 @@ from optimizer.errors import StageError, UsageError
 from optimizer.types import TensorSpec
 
 VERSION = 1
+LABEL_FILE = "labels.txt"
+# Of each input, its file in `warmup/` and the shape of one request that it holds.
+Requests = Mapping[str, tuple[str, tuple[int, ...]]]
 Ranges = Mapping[str, Mapping[str, int]]  # axis -> min, opt, max
 
 _TYPES = {
@@ -37,14 +40,20 @@ _LACKS = {
     "openvino": frozenset({"float64"}),
     "tensorrt": frozenset({"uint16", "uint32", "uint64", "int16", "float64"}),
 }
+# What Triton sorts classes of, and a float; float16 it refuses. Source: server, src/classification.cc.
+_CLASSIFIED = ("float32", "float64")
+
+
+def backend_of(runtime: str) -> str:
+    """Return Triton's name of what executes it."""
+    return "onnxruntime" if runtime == "onnxruntime_tensorrt" else runtime
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """What a configuration is made of. `profiles`: the ranges of each optimization profile of an engine.
 
-    `measured`: the batches with a latency. `warmup`: of each input, its file in `warmup/` and the shape of one request
-    that it holds. `labels`: the file of class names and how many there are.
+    `measured`: the batches with a latency. `labels`: how many class names there are.
     """
 
     name: str
@@ -57,13 +66,12 @@ class Served:
     batch_axis: int | str | None
     profiles: tuple[Ranges, ...] = ()
     measured: tuple[int, ...] = ()
-    warmup: Mapping[str, tuple[str, tuple[int, ...]]] | None = None
-    labels: tuple[str, int] | None = None
+    labels: int = 0
 
     @property
     def backend(self) -> str:
         """Triton's name of what executes it."""
-        return "onnxruntime" if self.runtime == "onnxruntime_tensorrt" else self.runtime
+        return backend_of(self.runtime)
 
     @property
     def model_file(self) -> str:
@@ -96,14 +104,24 @@ class Served:
         return tuple(-1 if isinstance(axis, str) else axis for axis in axes)
 
     @property
+    def labelled(self) -> tuple[str, ...]:
+        """The outputs whose values the class names name: Triton counts them over all values of a request's answer."""
+
+        def counted(spec: TensorSpec) -> bool:
+            shape = self.shape_of_request(spec)
+            return spec.dtype in _CLASSIFIED and -1 not in shape and math.prod(shape) == self.labels
+
+        return tuple(spec.name for spec in self.outputs if counted(spec))
+
+    @property
     def open_axes(self) -> tuple[str, ...]:
         """The axes of the inputs that a client chooses and the configuration does not bound."""
         axes = (axis for spec in self.inputs for axis in (spec.shape[1:] if self.max_batch_size else spec.shape))
         return tuple(dict.fromkeys(axis for axis in axes if isinstance(axis, str)))
 
 
-def write_config(served: Served) -> str:
-    """Return the text of config.pbtxt.
+def write_config(served: Served, warmup: Requests | None = None) -> str:
+    """Return the text of config.pbtxt; `warmup` is what Triton infers before it calls the model ready.
 
     Raises: StageError for a tensor that the backend does not take.
     """
@@ -113,7 +131,7 @@ def write_config(served: Served) -> str:
         ("default_model_filename", served.model_file),
         ("max_batch_size", served.max_batch_size),
         *(("input", _tensor(served, spec)) for spec in served.inputs),
-        *(("output", _tensor(served, spec, served.labels)) for spec in served.outputs),
+        *(("output", _output(served, spec)) for spec in served.outputs),
         ("version_policy", [("latest", [("num_versions", 1)])]),
         ("instance_group", _instances(served)),
     ]
@@ -125,11 +143,16 @@ def write_config(served: Served) -> str:
         config.append(("optimization", [("execution_accelerators", accelerators)]))
     for key, value in _settings(served).items():
         config.append(("parameters", [("key", key), ("value", [("string_value", value)])]))
-    config += [("model_warmup", sample) for sample in _warmup(served)]
+    config += [("model_warmup", sample) for sample in _warmup(served, warmup or {})]
     return render(config)
 
 
-def _tensor(served: Served, spec: TensorSpec, labels: tuple[str, int] | None = None) -> Message:
+def _output(served: Served, spec: TensorSpec) -> Message:
+    labels: Message = [("label_filename", LABEL_FILE)] if spec.name in served.labelled else []
+    return _tensor(served, spec) + labels
+
+
+def _tensor(served: Served, spec: TensorSpec) -> Message:
     shape = served.shape_of_request(spec)
     field: Message = [("name", spec.name), ("data_type", _type(served, spec)), ("dims", shape or (1,))]
     if not shape and served.max_batch_size:
@@ -140,9 +163,6 @@ def _tensor(served: Served, spec: TensorSpec, labels: tuple[str, int] | None = N
             where="triton",
             hint="give it an axis in the model, or bundle without --triton",
         )
-    # Triton counts labels over all values of a request's answer.
-    if labels and -1 not in shape and math.prod(shape) == labels[1] and spec.dtype.startswith("float"):
-        field.append(("label_filename", labels[0]))
     return field
 
 
@@ -159,7 +179,10 @@ def _type(served: Served, spec: TensorSpec) -> Name:
 
 
 def _instances(served: Served) -> Message:
-    """One instance, as measured: by itself Triton starts two on a CPU, which share its processors."""
+    """One instance, as measured: by itself Triton starts two on a CPU, which share its processors.
+
+    On GPUs it is one on each: which of them the server has is not known here, so `gpus` names none.
+    """
     group: Message = [("kind", Name("KIND_GPU" if served.on_gpu else "KIND_CPU")), ("count", 1)]
     if len(served.profiles) > 1:  # unnamed, Triton takes the first alone
         group.append(("profile", tuple(str(index) for index in range(len(served.profiles)))))
@@ -186,14 +209,14 @@ def _settings(served: Served) -> dict[str, str]:
     return {"intra_op_thread_count": str(served.threads), "inter_op_thread_count": "1", "execution_mode": "0"}
 
 
-def _warmup(served: Served) -> list[Message]:
+def _warmup(served: Served, requests: Requests) -> list[Message]:
     """Return the requests that Triton makes before it calls the model ready: one sample, and the largest batch."""
-    if not served.warmup:
+    if not requests:
         return []
     by_name = {spec.name: spec for spec in served.inputs}
     inputs: Sequence[tuple[str, Message]] = [
         ("inputs", [("key", name), ("value", _warmup_input(served, by_name[name], file, shape))])
-        for name, (file, shape) in served.warmup.items()
+        for name, (file, shape) in requests.items()
     ]
     sizes = sorted({1, served.max_batch_size or 1})
     return [[("name", f"golden, batch {size}"), ("batch_size", size), *inputs] for size in sizes]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optimizer.bundle.triton_config import Served
+from optimizer.bundle.triton_rehearsal import Rehearsal
 from optimizer.results import CandidateReport
 
 _TEXT = """# {name} in NVIDIA Triton Inference Server
@@ -42,7 +43,7 @@ them with numpy alone (`resize` with Pillow). Without them the answers are plaus
 _MEASURED = """
 ## Measured
 
-The model alone, without Triton: {device}{threads}, one instance, as in config.pbtxt; the machine is passport.json's.
+The model alone, without Triton: {device}{threads}, one instance{each}; the machine is passport.json's.
 
 | batch | p50, ms | items per second |
 |---|---|---|
@@ -60,10 +61,29 @@ _WHOLE_OTHERS = _WHOLE + (
     "Triton's batches start at 1, and need one open axis that is the first of every input and output and no other's."
 )
 _INT4 = "It has no setting for 4-bit weights: its onnxruntime rounds what meets them to 8 bits."
+_CUT_TYPES = frozenset({"int64", "uint64", "uint32"})  # what the bundle's own loader looks at
 _OPENVINO = (
     "OpenVINO computes float32 in bfloat16 on a CPU with matrix tiles (AMX), and rounds what meets 4-bit weights to 8 "
     "bits. The backend has no setting against either, the run had."
 )
+_CUT = (
+    "OpenVINO computes {types} in signed 32 bits, and the backend cuts a value beyond them without a word: look at "
+    "{names} in the client. The bundle's own loader refuses such a value."
+)
+_UNNAMED = (
+    "It has no class names: it counts them over all values of an output's answer to one request, in float32 or float64 "
+    "(not in float16), and no output here always has {count} of those. The client takes them from the bundle's "
+    "labels.json."
+)
+_EACH_GPU = (
+    "It starts one instance on every GPU that the container is given; one on one was measured. `--gpus device=0` in "
+    "place of `--gpus all` gives it one."
+)
+_UNSEEN = (
+    "It is {rehearsal}. Send the inputs of the bundle's golden.npz and compare the answers with its outputs before you "
+    "serve."
+)
+_LACKING = " The bundle's own loader opens this graph with settings that the backend does not have: {settings}."
 _PLAN = (
     "The plan was built by TensorRT {version} for compute capability {capabilities}: take the release of the container "
     "that has this very version (NVIDIA's support matrix lists them)."
@@ -78,7 +98,7 @@ _WARMUP = (
 
 
 def write_readme(
-    served: Served, candidate: CandidateReport, receipt: Mapping[str, Any], rehearsal: str, steps: Mapping[str, Any]
+    served: Served, candidate: CandidateReport, receipt: Mapping[str, Any], seen: Rehearsal, steps: Mapping[str, Any]
 ) -> str:
     """Return its text; `steps` is the recipe's preprocessing by input."""
     inputs = ", ".join(f"`{spec.name}`" for spec in served.inputs)
@@ -89,11 +109,11 @@ def write_readme(
         name=served.name,
         candidate=candidate.name,
         backend=served.backend,
-        rehearsal=rehearsal,
+        rehearsal=seen.said,
         gpus=" --gpus all" if served.on_gpu else "",
         requests=_requests(served),
         preprocessing=(_STEPS if steps else _RAW).format(inputs=inputs, steps=listed),
-        differences="\n".join(f"- {sentence}" for sentence in _differences(served, candidate, receipt)),
+        differences="\n".join(f"- {sentence}" for sentence in _differences(served, candidate, receipt, seen)),
         measured=_measured(served, candidate),
     )
 
@@ -109,7 +129,16 @@ def _requests(served: Served) -> str:
     return "\n".join(rows)
 
 
-def _differences(served: Served, candidate: CandidateReport, receipt: Mapping[str, Any]) -> Iterator[str]:
+def _unseen(seen: Rehearsal) -> Iterator[str]:
+    if not seen.done:
+        lacking = _LACKING.format(settings=", ".join(seen.lacking)) if seen.lacking else ""
+        yield _UNSEEN.format(rehearsal=seen.said) + lacking
+
+
+def _differences(
+    served: Served, candidate: CandidateReport, receipt: Mapping[str, Any], seen: Rehearsal
+) -> Iterator[str]:
+    yield from _unseen(seen)
     largest = served.max_batch_size
     if largest:
         yield _BATCHES.format(largest=largest) if largest > 1 else _ONE
@@ -123,12 +152,20 @@ def _differences(served: Served, candidate: CandidateReport, receipt: Mapping[st
         yield _INT4
     if served.backend == "openvino":
         yield _OPENVINO
+        cut = [spec for spec in served.inputs if spec.dtype in _CUT_TYPES]
+        if cut:
+            types = ", ".join(sorted({spec.dtype for spec in cut}))
+            yield _CUT.format(types=types, names=", ".join(f"`{spec.name}`" for spec in cut))
     if served.backend == "tensorrt":
         capabilities = ", ".join(receipt.get("compute_capabilities") or ())
         yield _PLAN.format(version=receipt.get("version", "(unknown)"), capabilities=capabilities or "(unknown)")
         options = receipt.get("options")
         if isinstance(options, Mapping) and options.get("version_compatible"):
             yield _HOST_CODE
+    if served.labels and not served.labelled:
+        yield _UNNAMED.format(count=served.labels)
+    if served.on_gpu:
+        yield _EACH_GPU
     yield _WARMUP.format(sizes=f", at batch 1 and {largest}" if largest > 1 else "")
 
 
@@ -141,4 +178,5 @@ def _measured(served: Served, candidate: CandidateReport) -> str:
         for batch, latency in candidate.latency_ms.items()
     ]
     threads = "" if served.on_gpu else f", {served.threads} thread{'s' if served.threads > 1 else ''}"
-    return _MEASURED.format(device=candidate.device, threads=threads, rows="\n".join(rows))
+    each = "" if served.on_gpu else ", as in config.pbtxt"
+    return _MEASURED.format(device=candidate.device, threads=threads, each=each, rows="\n".join(rows))

@@ -19,9 +19,10 @@ import numpy as np
 
 from optimizer.errors import StageError
 from optimizer.isolated import run_isolated
-from optimizer.runtime.golden import batch_sizes, compare, read_golden, replay
+from optimizer.runtime.golden import batch_sizes, compare, failed, read_golden, replay
 from optimizer.runtime.onnx import OnnxSession
 from optimizer.runtime.onnx_interface import read_interface
+from optimizer.runtime.onnx_optimizers import keep_arithmetic
 from optimizer.runtime.openvino import OpenVinoSession
 from optimizer.runtime.session import Array
 from optimizer.types import TensorSpec
@@ -29,8 +30,8 @@ from optimizer.types import TensorSpec
 _ANSWERS = "answers.npz"
 _LIMIT_S = 900.0
 _REFUSED = (
-    "The bundle's own loader has settings that the backend lacks. Bundle another variant or target, or bundle without "
-    "--triton."
+    "The bundle's own loader takes more, and has settings that the backend lacks. Bundle another variant or target, or "
+    "bundle without --triton."
 )
 _OTHERWISE = {
     "onnxruntime": _REFUSED,
@@ -42,12 +43,16 @@ _OTHERWISE = {
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """The interface as the backend's library reports it, else as the file declares it, and what was seen."""
+    """The interface as the backend's library reports it, else as the file declares it, and what was seen.
+
+    `lacking`, where nothing was run: what the bundle's own loader sets for this graph and the backend cannot.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     done: bool
     said: str
+    lacking: tuple[str, ...] = ()
 
 
 def rehearse(
@@ -64,19 +69,35 @@ def rehearse(
     Raises: StageError where the library refuses the model or crashes on it, or the golden outputs do not come out.
     """
     if importlib.util.find_spec(backend) is None:
-        return Rehearsal(
-            *read_interface(model), False, f"not rehearsed: {backend} is not installed where it was written"
-        )
+        return not_rehearsed(backend, model, f"{backend} is not installed where it was written")
     what = f"the model with the settings of Triton's {backend} backend"
     found, answers = _run(backend, model, golden, what=what, threads=threads, ranges=ranges)
-    differences = compare(answers, read_golden(golden)[1], allowed)
-    wrong = [f"output '{d.output}': {d}" for d in differences if not d.within]
+    wrong = failed(compare(answers, read_golden(golden)[1], allowed))
     if wrong:
         raise StageError(
             f"does not compute its golden outputs: {'; '.join(wrong)}", where=what, hint=_OTHERWISE[backend]
         )
     said = f"rehearsed with {backend} {found['version']} on the CPU: the golden outputs come out"
     return Rehearsal(_specs(found["inputs"]), _specs(found["outputs"]), True, said)
+
+
+def not_rehearsed(backend: str, model: Path, why: str) -> Rehearsal:
+    """Return what the file declares, and the settings that a rehearsal would have shown to matter or not."""
+    lacking = _own_settings(model) if backend == "onnxruntime" else ()
+    return Rehearsal(*read_interface(model), False, f"not rehearsed: {why}", lacking)
+
+
+class _Settings(dict[str, str]):
+    """Takes the entries of a session's options, without onnxruntime."""
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self[key] = value
+
+
+def _own_settings(model: Path) -> tuple[str, ...]:
+    settings = _Settings()
+    without = keep_arithmetic(settings, model)
+    return (*(f"`{key}` = {value}" for key, value in settings.items()), *(f"no `{name}`" for name in without))
 
 
 def _run(
@@ -166,6 +187,17 @@ class _AsTritonOpenVino(OpenVinoSession):
 
 
 def _inferred(spec: TensorSpec, shape: Any) -> TensorSpec:
+    """Return the tensor with the axes that OpenVINO inferred.
+
+    Raises: StageError for an open axis with a largest size, which the backend matches with no size that it can be
+    given. Source: openvino_backend, src/openvino_utils.cc, doesMatch.
+    """
+    bounded = [i for i, size in enumerate(shape) if size.is_dynamic and size.get_max_length() != -1]
+    if bounded:
+        raise StageError(
+            f"tensor '{spec.name}' is {shape} to OpenVINO: axis {bounded[0]} is open and has a largest size, and "
+            "Triton's openvino backend loads no such tensor"
+        )
     axes = (
         (spec.shape[i] if isinstance(spec.shape[i], str) else f"{spec.name}_axis{i}")
         if size.is_dynamic

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from optimizer.bundle.choose import find_candidate
 from optimizer.bundle.describe import describe, runs_on, tolerances
-from optimizer.digest import sha256_file
+from optimizer.digest import sha256_file, sha256_json
 from optimizer.errors import StageError, UsageError
 from optimizer.results import CandidateReport, Report
 from optimizer.runtime.bundle import LABELS, PREPROCESSING
@@ -71,6 +71,8 @@ def write_bundle(run: Path, candidate: str, destination: Path, *, triton: bool =
         served = _add_triton(folder, report, chosen, record, outputs) if triton else {}
         passport = describe(report, chosen, record, folder, outputs) | served
         passport["from"] |= {"run": run.resolve().name, "report_sha256": sha256_file(run / "report.json")}
+        if "evaluation" in record:  # as `compare` tells that two bundles were evaluated on the same samples
+            passport["from"]["evaluation_sha256"] = sha256_json(record["evaluation"])
         (folder / PASSPORT).write_bytes(render(seal(passport)))
     return destination
 

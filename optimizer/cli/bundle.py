@@ -36,5 +36,11 @@ def command(run: str, variant: str, target: str | None, destination: Path | None
     destination = destination or Path(f"{report.recipe.name}-{name.replace('@', '-')}")
     written = write_bundle(folder, name, destination, triton=triton)
     if triton:
-        click.echo(f"triton: preprocessing is the client's; see {written / 'triton' / 'README.md'}", err=True)
+        from optimizer.runtime.bundle import PREPROCESSING
+        from optimizer.runtime.passport import read_passport
+
+        click.echo(f"triton: {read_passport(written)['triton']['rehearsal']}", err=True)
+        preprocessed = (written / PREPROCESSING).is_file()
+        what = "preprocessing is the client's; see" if preprocessed else "what it does otherwise than this bundle:"
+        click.echo(f"triton: {what} {written / 'triton' / 'README.md'}", err=True)
     click.echo(written)

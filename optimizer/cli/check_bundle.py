@@ -16,6 +16,7 @@ def check_bundle(folder: Path, echo: Callable[[str], None]) -> None:
     MissingToolError where this machine cannot load it.
     """
     from optimizer.runtime import load
+    from optimizer.runtime.golden import failed
     from optimizer.runtime.passport import read_passport, verify_files
 
     passport = read_passport(folder)
@@ -25,15 +26,14 @@ def check_bundle(folder: Path, echo: Callable[[str], None]) -> None:
     echo(f"seal     whole: {len(passport['files'])} files, {size:,} bytes")
     with load(folder, verify=False) as deployment:
         echo(f"loads    on {passport['runs_on']['device']} with {_versions(passport)}")
-        failed = []
-        for difference in deployment.check_golden():
+        differences = deployment.check_golden()
+        for difference in differences:
             verdict = "comes out" if difference.within else "DIFFERS"
             echo(f"golden   '{difference.output}' {verdict}: {difference.samples} samples, {difference}")
-            if not difference.within:
-                failed.append(f"output '{difference.output}': {difference}")
-    if failed:
+    unlike = failed(differences)
+    if unlike:
         raise StageError(
-            "the golden outputs do not come out: " + "; ".join(failed),
+            "the golden outputs do not come out: " + "; ".join(unlike),
             where=str(folder),
             hint=f"this machine computes something else than {_versions(passport)} did: compare the versions",
         )

@@ -118,10 +118,11 @@ def _compare_reports(places: tuple[Path, Path], gate: Gate | None) -> Comparison
 
 def _compare_bundles(folders: tuple[Path, Path], gate: Gate | None, options: _Options) -> Comparison:
     from optimizer.cli.progress import PlainProgress  # no bars: a target host may have no rich
-    from optimizer.compare.bundles import SECONDS, Terms, compare_bundles
+    from optimizer.compare.bundles import compare_bundles
+    from optimizer.compare.interleaved import SECONDS, Terms
 
     progress = PlainProgress()
-    terms = Terms(options["threads"], options["seconds"] or SECONDS, progress.advance)
+    terms = Terms(options["threads"] or 0, options["seconds"] or SECONDS, progress.advance)
     return compare_bundles(*folders, gate, terms)
 
 

@@ -16,9 +16,11 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 def headline(comparison: Comparison, has_gate: bool) -> str:
     """Return the verdict in one line."""
+    broken = [check.subject.startswith("output '") for check in comparison.checks if check.finding == "fail"]
+    missed = "an output is not finite" if broken and all(broken) else "the gate is not met"
     words = {
         "pass": "the gate is met" if has_gate else "no regression found beyond the limits stated below",
-        "fail": "the gate is not met" if has_gate else "regression",
+        "fail": missed if has_gate else "regression",
         "inconclusive": "cannot be decided with these samples",
     }
     return f"{comparison.status}: {words[comparison.status]}"

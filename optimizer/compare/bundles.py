@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.compare.footprint import delivered, size
-from optimizer.compare.interleaved import Timing, batches, compare_timed, time_bundles
+from optimizer.compare.interleaved import Terms, batches, compare_timed, time_bundles
 from optimizer.compare.outputs import compare_outputs
 from optimizer.compare.recorded import compare_recorded
 from optimizer.compare.result import Check, Comparison, Finding, conclude
@@ -20,45 +20,39 @@ from optimizer.measure.surroundings import allowed
 if TYPE_CHECKING:
     from optimizer.recipe.model import Gate
 
-SECONDS = 1.0  # of each bundle at each batch, as a recipe's measure.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How latency is measured: `threads` of each bundle, by default those that the baseline was measured with."""
-
-    threads: int | None = None
-    seconds: float = SECONDS
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None
-
 
 def compare_bundles(baseline: Path, candidate: Path, gate: Gate | None, terms: Terms) -> Comparison:
     """Judge the candidate bundle against the baseline bundle.
 
     Both are checked first. Without a gate only regressions are judged; with one its limits decide, as for reports.
-    Raises: UsageError where there is no bundle or the interfaces differ, StageError for one that is damaged or does
-    not compute what it did, MissingToolError for one that cannot execute here, MeasurementError where timing fails.
+    Raises: UsageError where there is no bundle, the interfaces differ or no batch is the gate's, StageError for one
+    that is damaged or does not compute what it did, MissingToolError for one that cannot execute here, MeasurementError
+    where timing fails.
     """
     before, after = read_bundle(baseline, "baseline"), read_bundle(candidate, "candidate")
     check_interfaces(before, after)
     threads = _threads(before, terms)
-    checks = _profile(before, after, gate)
+    wanted = batches(before, after, gate)
+    checks = _profile(before, after, gate) + _preprocessing(before, after, gate)
     with before.open(threads) as one, after.open(threads) as other:
         check_golden(before, one)
         check_golden(after, other)
-        checks += compare_outputs(before, after, (one, other))
-    checks += compare_recorded(before, after, gate)
-    wanted = batches(before, after, gate)
-    if wanted:
-        timing = Timing(threads, terms.seconds, lambda done, total: terms.progress("latency", done, total))
-        session = time_bundles(before, after, wanted, timing)
+        checks += _labels(after, (one.labels, other.labels), gate)
+        outputs, ran = compare_outputs(before, after, (one, other), gate)
+    checks += outputs + compare_recorded(before, after, gate)
+    source = next((b for b in ran if before.takes_sizes_of(b) and after.takes_sizes_of(b)), None)
+    if wanted and source is not None:
+        session = time_bundles(before, after, source, wanted, replace(terms, threads=threads))
         checks += compare_timed(before, after, session, gate)
     else:
-        sentence = "no batch is within the profiles of both"
-        checks.append(Check(after.name, "latency", "inconclusive", "-", "-", sentence))
-    checks.append(size(after.name, before.bytes, after.bytes, gate))
-    checks += _precision(before, after, gate)
+        checks.append(_untimed(after, "golden inputs are" if wanted else "batch is", gate))
+    checks += [_size(before, after, gate), *_precision(before, after, gate)]
     return conclude(tuple(checks), _notes(before, after, threads))
+
+
+def _untimed(after: Bundle, lacking: str, gate: Gate | None) -> Check:
+    finding: Finding = "inconclusive" if gate is None or gate.speedup is not None else "shown"
+    return Check(after.name, "latency", finding, "-", "-", f"no {lacking} within the profiles of both")
 
 
 def _threads(before: Bundle, terms: Terms) -> int:
@@ -90,6 +84,31 @@ def _profile(before: Bundle, after: Bundle, gate: Gate | None) -> list[Check]:
     return checks
 
 
+def _preprocessing(before: Bundle, after: Bundle, gate: Gate | None) -> list[Check]:
+    """Whether other steps are better ones, the model alone does not tell."""
+    if before.preprocessing == after.preprocessing:
+        return []
+    old, new = ((bundle.preprocessing or "none")[:8] for bundle in (before, after))
+    sentence = "samples are preprocessed in another way, which the outputs here, on inputs that are ready, do not show"
+    return [Check(after.name, "preprocessing", "shown" if gate else "inconclusive", old, new, sentence)]
+
+
+def _labels(after: Bundle, labels: tuple[tuple[str, ...] | None, ...], gate: Gate | None) -> list[Check]:
+    """An answer under another name is another answer."""
+    old, new = labels
+    if old == new:
+        return []
+    finding: Finding = "shown" if gate or old is None else "fail"
+    before, here = (f"{len(names)} labels" if names is not None else "none" for names in labels)
+    if old is None or new is None:
+        said = "labels are new" if old is None else "labels are missing"
+    else:
+        found = next((n for n, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+        first = f": class {found} is '{new[found]}', was '{old[found]}'" if found is not None else ""
+        said = f"labels are others{first}"
+    return [Check(after.name, "labels", finding, before, here, said)]
+
+
 def _range(bundle: Bundle, axis: int | str) -> tuple[int, int] | None:
     given = bundle.passport["profile"].get(axis) if isinstance(axis, str) else None
     return (int(given["min"]), int(given["max"])) if given else None
@@ -97,6 +116,16 @@ def _range(bundle: Bundle, axis: int | str) -> tuple[int, int] | None:
 
 def _said(sizes: tuple[int, int] | None) -> str:
     return f"{sizes[0]} to {sizes[1]}" if sizes else "any"
+
+
+def _size(before: Bundle, after: Bundle, gate: Gate | None) -> Check:
+    """Bytes are judged between what is alike: another runtime or precision has another size."""
+    check = size(after.name, before.bytes, after.bytes, gate)
+    wanted = [bundle.passport["precision"]["requested"] for bundle in (before, after)]
+    other = (
+        "another runtime" if before.runtime != after.runtime else "another precision" if len(set(wanted)) > 1 else ""
+    )
+    return replace(check, finding="shown", sentence=f"{check.sentence}; of {other}, so it is shown") if other else check
 
 
 def _precision(before: Bundle, after: Bundle, gate: Gate | None) -> list[Check]:

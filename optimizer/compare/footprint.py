@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SIZE_TOLERANCE = 0.01
 SHARE_TOLERANCE = 0.01
+SQNR_TOLERANCE_DB = 0.5  # less says nothing
 
 
 def compare_status(pair: Pair) -> list[Check]:
@@ -46,7 +47,20 @@ def compare_footprint(pair: Pair, gate: Gate | None) -> list[Check]:
     if old.precision.delivered and new.precision.delivered and wanted == new.precision.requested:
         shares = (old.precision.delivered.get(wanted, 0.0), new.precision.delivered.get(wanted, 0.0))
         checks.append(delivered(pair.name, wanted, shares, gate))
-    return checks
+    return checks + numerics(pair.name, old, new)
+
+
+def numerics(candidate: str, old: CandidateReport, new: CandidateReport) -> list[Check]:
+    """Show each output whose distance from the baseline changed: it moves long before any sample's answer does."""
+    checks = []
+    for name in old.numerics.keys() & new.numerics.keys():
+        before, after = old.numerics[name].sqnr_db, new.numerics[name].sqnr_db
+        if before is None or after is None or abs(after - before) < SQNR_TOLERANCE_DB:
+            continue
+        change = f"{abs(after - before):.1f} dB {'further from' if after < before else 'closer to'} the baseline's"
+        sentence = f"SQNR, {change}: shown, as samples decide what it does to the answers"
+        checks.append(Check(candidate, f"output '{name}'", "shown", f"{before:.1f} dB", f"{after:.1f} dB", sentence))
+    return sorted(checks, key=lambda check: check.subject)
 
 
 def size(candidate: str, before: int, after: int, gate: Gate | None) -> Check:

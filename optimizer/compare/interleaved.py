@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from optimizer.compare.result import WIDEST, Check, Finding, percent
 from optimizer.compare.shipped import Bundle
+from optimizer.errors import UsageError
 from optimizer.measure.affinity import pinned
 from optimizer.measure.latency import Timed, blamed, measure_openings
 from optimizer.measure.observed import causes
@@ -24,25 +26,54 @@ if TYPE_CHECKING:
 BASELINE, CANDIDATE = "baseline bundle", "candidate bundle"
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How both are timed: CPU threads of each, seconds of each at each batch, and who is told how far it is."""
+SECONDS = 1.0  # of each bundle at each batch, as a recipe's measure.seconds
 
-    threads: int
-    seconds: float
-    progress: Callable[[int, int], None]
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How both are timed: CPU threads of each (0: as many as the baseline was measured with), seconds of each at each
+    batch, and who is told how far it is.
+    """
+
+    threads: int = 0
+    seconds: float = SECONDS
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
 
 def batches(before: Bundle, after: Bundle, gate: Gate | None) -> tuple[int, ...]:
-    """Return the batches that either was measured at, and the gate's, as far as both take them; else the smallest."""
+    """Return the batches that either was measured at, and the gate's, as far as both take them; else the smallest.
+
+    Raises: UsageError as `asked_batch`.
+    """
     wanted = {int(batch) for bundle in (before, after) for batch in bundle.passport["latency_ms"] or {}}
-    if gate is not None and gate.speedup is not None and gate.batch is not None:
-        wanted.add(gate.batch)
+    wanted |= {asked_batch(before, after, gate) or 0} - {0}
     both = tuple(batch for batch in sorted(wanted) if before.takes(batch) and after.takes(batch))
     if both:
         return both
     profiles = (size for b in (before, after) for size in _smallest(b))
     return tuple(batch for batch in sorted({1, *profiles}) if before.takes(batch) and after.takes(batch))[:1]
+
+
+def asked_batch(before: Bundle, after: Bundle, gate: Gate | None) -> int | None:
+    """Return the batch at which a gate asks for the speedup: its own, else the first that the recipe measured.
+
+    None where no speedup is asked for, or neither bundle was measured at any batch.
+    Raises: UsageError where the gate has no batch, and a passport of an older release does not say which was first.
+    """
+    if gate is None or gate.speedup is None:
+        return None
+    measured = next((bundle for bundle in (before, after) if bundle.passport["latency_ms"]), None)
+    if gate.batch is not None or measured is None:
+        return gate.batch
+    order = measured.passport.get("timed_batches") or list(measured.passport["latency_ms"])
+    if len(order) > 1 and "timed_batches" not in measured.passport:
+        raise UsageError(
+            f"has no batch, and the passport of the {measured.side} does not say at which of "
+            f"{', '.join(sorted(order, key=int))} a speedup is asked for",
+            where="gate",
+            hint="Add 'batch: N' to the gate's file, or write the bundle again.",
+        )
+    return int(order[0])
 
 
 def _smallest(bundle: Bundle) -> tuple[int, ...]:
@@ -53,12 +84,14 @@ def _smallest(bundle: Bundle) -> tuple[int, ...]:
     return (int(given["min"]),) if given else ()
 
 
-def time_bundles(before: Bundle, after: Bundle, wanted: tuple[int, ...], timing: Timing) -> LatencySession:
-    """Measure both in turns, pinned to the same processors, on the golden inputs of the baseline.
+def time_bundles(
+    before: Bundle, after: Bundle, source: Bundle, wanted: tuple[int, ...], terms: Terms
+) -> LatencySession:
+    """Measure both in turns, pinned to the same processors, on the golden inputs of `source`, which both take.
 
     Raises: MeasurementError, `where` naming the bundle that failed; MissingToolError for fewer processors than threads.
     """
-    rows = {name: np.asarray(array) for name, array in before.golden_inputs.items()}
+    rows = {name: np.asarray(array) for name, array in source.golden_inputs.items()}
     feeds = {
         batch: {name: np.ascontiguousarray(array[np.arange(batch) % len(array)]) for name, array in rows.items()}
         for batch in wanted
@@ -70,20 +103,25 @@ def time_bundles(before: Bundle, after: Bundle, wanted: tuple[int, ...], timing:
             runners = {}
             for name, bundle in ((BASELINE, before), (CANDIDATE, after)):
                 with blamed(name):
-                    runners[name] = stack.enter_context(bundle.open(timing.threads))
+                    runners[name] = stack.enter_context(bundle.open(terms.threads))
             yield runners
 
     device = next((b.device for b in (before, after) if b.device != "cpu"), "cpu")
-    with pinned(timing.threads) as affinity, Watch(affinity, device) as watch:
+    with pinned(terms.threads) as affinity, Watch(affinity, device) as watch:
         return measure_openings(
-            opened, feeds, baseline=BASELINE, seconds=timing.seconds, progress=timing.progress, watch=watch
+            opened,
+            feeds,
+            baseline=BASELINE,
+            seconds=terms.seconds,
+            progress=partial(terms.progress, "latency"),
+            watch=watch,
         )
 
 
 def compare_timed(before: Bundle, after: Bundle, session: LatencySession, gate: Gate | None) -> list[Check]:
     """Judge every batch of a session by the one rule; with a gate its speedup is asked at one batch."""
     timed = tuple(session.series[CANDIDATE])
-    asked = (gate.batch or timed[0]) if gate is not None and gate.speedup is not None else None
+    asked = (asked_batch(before, after, gate) or timed[0]) if gate is not None and gate.speedup is not None else None
     same = before.same_as(after)
     checks = []
     for batch in timed:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimizer.compare.result import Check
+from optimizer.compare.result import Check, Finding
 from optimizer.compare.shipped import Bundle, same_inputs
 from optimizer.errors import OptimizerError
 from optimizer.measure.numerics import NumericsAccumulator
 from optimizer.runtime.bundle import Deployment
 from optimizer.runtime.golden import batch_sizes, replay
 from optimizer.runtime.session import Array, Feed
+
+if TYPE_CHECKING:
+    from optimizer.recipe.model import Gate
 
 
 @dataclass(slots=True)
@@ -40,26 +45,59 @@ class _Seen:
             self.same_answers = (self.same_answers or 0) + same
 
 
-def compare_outputs(before: Bundle, after: Bundle, opened: tuple[Deployment, Deployment]) -> list[Check]:
+def compare_outputs(
+    before: Bundle, after: Bundle, opened: tuple[Deployment, Deployment], gate: Gate | None
+) -> tuple[list[Check], list[Bundle]]:
     """Compare every output on every golden input: shown, because no tolerance is known between two models.
 
-    What is judged: an output that is not finite where the baseline's is, and inputs that the candidate does not take.
+    What is judged: an output that is not finite where the baseline's is, in any case; without a gate also one that came
+    out in another shape, and inputs of the baseline that the candidate refuses.
+    Returns the checks, and the bundles whose golden inputs ran in both.
     """
-    sources = [before] if same_inputs(before, after) else [before, after]
+    shared = same_inputs(before, after)
     seen: dict[str, _Seen] = {}
-    checks = []
-    for source in sources:
-        try:
-            old, new = (_replayed(b, d, source.golden_inputs) for b, d in zip((before, after), opened, strict=True))
-        except OptimizerError as error:
-            sentence = f"the golden inputs of the {source.side} do not run in both: {error.what}"
-            checks.append(Check(after.name, "outputs", "inconclusive", "-", "-", sentence))
+    refused, unlike, ran = [], {}, []
+    for source in [before] if shared else [before, after]:
+        sides = []
+        for bundle, deployment in zip((before, after), opened, strict=True):
+            try:
+                sides.append(_replayed(bundle, deployment, source.golden_inputs))
+            except OptimizerError as error:
+                refused.append(_refusal(after, bundle, source, error, gate))
+        if len(sides) < 2:
             continue
+        ran.append(source)
+        old, new = sides
         for name, array in old.items():
-            is_classes = _is_classes(before, opened[0], array)
-            seen.setdefault(name, _Seen()).add(array, new[name], is_classes)
-    of = "which both bundles have" if len(sources) == 1 else "those of both bundles"
-    return checks + [_check(after.name, name, found, of) for name, found in seen.items()]
+            if array.shape != new[name].shape:
+                unlike[name] = _unlike(after.name, name, (array, new[name]), gate)
+            else:
+                seen.setdefault(name, _Seen()).add(array, new[name], _is_classes(before, opened[0], array))
+    of = _of(ran, shared)
+    return [
+        *refused,
+        *unlike.values(),
+        *(_check(after.name, name, found, of) for name, found in seen.items() if name not in unlike or found.broken),
+    ], ran
+
+
+def _of(ran: Sequence[Bundle], shared: bool) -> str:
+    if shared:
+        return "which both bundles have"
+    return "those of both bundles" if len(ran) > 1 else "".join(f"those of the {bundle.side}" for bundle in ran)
+
+
+def _refusal(after: Bundle, refusing: Bundle, source: Bundle, error: OptimizerError, gate: Gate | None) -> Check:
+    """What the baseline refuses, nobody loses."""
+    finding: Finding = "inconclusive" if refusing is after and gate is None else "shown"
+    sentence = f"the golden inputs of the {source.side} do not run in the {refusing.side}: {error.what}"
+    return Check(after.name, "outputs", finding, "-", "-", sentence)
+
+
+def _unlike(candidate: str, name: str, before_after: tuple[Array, Array], gate: Gate | None) -> Check:
+    old, new = (str(list(array.shape)) for array in before_after)
+    sentence = f"output '{name}' came out as {new}, was {old} on the same golden inputs"
+    return Check(candidate, f"output '{name}'", "shown" if gate else "fail", old, new, sentence)
 
 
 def _replayed(bundle: Bundle, deployment: Deployment, inputs: Feed) -> dict[str, Array]:

@@ -6,6 +6,7 @@ range of pairings open; what holds for the two ends of it holds for every one be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,14 @@ from optimizer.compare.result import (
     percent,
 )
 from optimizer.compare.shipped import Bundle, same_inputs
-from optimizer.measure.statistics import Interval, Z, mcnemar, paired_share_difference
+from optimizer.measure.statistics import (
+    FEWEST_RESAMPLED,
+    Interval,
+    Z,
+    mcnemar,
+    paired_share_difference,
+    student_quantile,
+)
 from optimizer.metrics import METRICS
 from optimizer.metrics.metric import Metric
 
@@ -69,8 +77,8 @@ def compare_recorded(before: Bundle, after: Bundle, gate: Gate | None) -> list[C
 
 
 def _found(before: Bundle, after: Bundle, name: str, gate: Gate | None) -> tuple[Finding, str]:
-    if before.same_as(after):
-        return "pass", "the artifact and its runtime are the same: it has one accuracy"
+    if _one_accuracy(before, after, name):
+        return "pass", "artifact, runtime, preprocessing and golden inputs are the same, and so is what is recorded"
     metric = next((m for m in METRICS if m.name == name), None)
     try:
         if metric is None:
@@ -82,28 +90,57 @@ def _found(before: Bundle, after: Bundle, name: str, gate: Gate | None) -> tuple
         return "inconclusive", f"{name} is not judged: {reason}"
     limit = gate.metrics.get(name) if gate else None
     finding, sentence = _against(metric, found, limit.max_drop) if limit else _regression(metric, found)
-    return finding, sentence + note + _computed(after)
+    return finding, sentence + note + _computed(before) + _computed(after)
+
+
+def _one_accuracy(before: Bundle, after: Bundle, name: str) -> bool:
+    """Whether both passports say the same of the same: an answer depends on what the inputs went through as well."""
+    old, new = (bundle.passport["accuracy"].get(name) for bundle in (before, after))
+    same = before.same_as(after) and before.preprocessing == after.preprocessing and same_inputs(before, after)
+    return same and old is not None and old == new
 
 
 def pairings(metric: Metric, before: Mapping[str, Any], after: Mapping[str, Any], level: float) -> Pairings:
     """Return what can be said of the change from two recorded values of the same samples.
 
     Numeric: of shares exact, from the fewest and the most samples on which the two can differ. Of other means the
-    standard errors are read from the recorded 95 % intervals; they add at most (Cauchy-Schwarz).
-    Raises: UnpairedError when a share is no share of its samples.
+    standard errors are read from the recorded 95 % intervals; they add at most (Cauchy-Schwarz), and what they add to
+    bounds the p-value of random signs. Those of n samples have none below 2^(1-n): of fewer than 8 none below 0.01.
+    Raises: UnpairedError when a share is no share of its samples, or there is but one sample.
     """
     change = float(after["value"] - before["value"])
     if metric.binary:
         return _shares(metric, before, after, level)
+    samples = int(after["samples"])
+    if samples < 2:
+        raise UnpairedError("a single sample has no interval")
     tolerance = RELATIVE_TOLERANCE * abs(float(before["value"]))
-    wider = Z[level] / Z[0.95]
+    wider = _quantile(level, samples) / _quantile(0.95, samples)
     (low, high), (least, most) = before["ci95"], after["ci95"]
     below = wider * ((after["value"] - least) + (high - before["value"]))
     above = wider * ((most - after["value"]) + (before["value"] - low))
     interval = Interval(change - below, change + above)
-    worst = _towards_worse(metric, Interval(change, change)).low
-    unlikely = _towards_worse(metric, interval).low > tolerance
-    return Pairings(change, int(after["samples"]), interval, tolerance, worst > tolerance, unlikely)
+    worst, least = _towards_worse(metric, Interval(change, change)).low, _towards_worse(metric, interval).low
+    likely = worst > tolerance and 2.0 ** (1 - samples) < P_VALUE
+    unlikely = likely and least > tolerance and _is_rare(worst, (worst - least) / _quantile(level, samples), samples)
+    return Pairings(change, samples, interval, tolerance, likely, unlikely)
+
+
+def _is_rare(change: float, error: float, samples: int) -> bool:
+    """Whether random signs reach this mean with p < 0.01 for all differences of this standard error, or a smaller one.
+
+    Source: no difference has the other sign where t > n - 1, Samuelson 1968, JASA 63:1522; else Hoeffding 1963, JASA
+    58:13, p <= 2 exp(-n^2 mean^2 / 2 sum d^2).
+    """
+    if change > (samples - 1) * error:
+        return 2.0 ** (1 - samples) < P_VALUE
+    squares = 1 + (samples - 1) * (error / change) ** 2  # the mean of them, over the squared mean
+    return 2 * math.exp(-samples / (2 * squares)) < P_VALUE
+
+
+def _quantile(level: float, samples: int) -> float:
+    """That of the recorded intervals: Student's of few samples, which `bootstrap_mean` leaves for the normal one."""
+    return student_quantile(level, samples - 1) if samples < FEWEST_RESAMPLED else Z[level]
 
 
 def _shares(metric: Metric, before: Mapping[str, Any], after: Mapping[str, Any], level: float) -> Pairings:
@@ -153,18 +190,26 @@ def _same_data(before: Bundle, after: Bundle, name: str) -> str:
     one, other = (b.passport["accuracy"][name]["samples"] for b in (before, after))
     if one != other:
         raise UnpairedError(f"{one:,} samples before and {other:,} after are not the same")
-    if before.passport["from"].get("report_sha256") == after.passport["from"].get("report_sha256"):
-        return ""  # one run: one evaluation
+    said = [
+        (before.passport["from"].get(key), after.passport["from"].get(key))
+        # One run has one evaluation; an older bundle names its run alone.
+        for key in ("evaluation_sha256", "report_sha256")
+    ]
+    if any(one is not None and one == other for one, other in said):
+        return ""
     if not same_inputs(before, after):
         raise UnpairedError("the golden inputs are not the same, so neither are the evaluation samples")
     count = len(next(iter(before.golden_inputs.values())))
+    if None not in said[0]:
+        return f"; the evaluation data or its code changed, but the first {count} samples, the golden inputs, did not"
     return f"; that the samples are the same is taken from their number and the first {count}, the golden inputs"
 
 
-def _computed(after: Bundle) -> str:
-    if after.passport["status"] != "built":
+def _computed(bundle: Bundle) -> str:
+    if bundle.passport["status"] != "built":
         return ""
-    return f"; computed by {after.passport['accuracy_runtime']} from the same graph, not by {after.runtime}"
+    by = bundle.passport.get("accuracy_runtime") or "another runtime"
+    return f"; that of the {bundle.side} was computed by {by} from the same graph, not by {bundle.runtime}"
 
 
 def _towards_worse(metric: Metric, interval: Interval) -> Interval:

@@ -13,13 +13,23 @@ import numpy as np
 
 from optimizer.errors import StageError, UsageError
 from optimizer.runtime import load
-from optimizer.runtime.bundle import Deployment
-from optimizer.runtime.golden import GOLDEN, batch_sizes, read_golden
-from optimizer.runtime.passport import read_passport, verify_files
+from optimizer.runtime.bundle import LABELS, PREPROCESSING, Deployment
+from optimizer.runtime.engine_interface import RECEIPT
+from optimizer.runtime.feed import range_positions, within
+from optimizer.runtime.golden import GOLDEN, batch_sizes, failed, read_golden
+from optimizer.runtime.passport import PASSPORT, read_passport, verify_files
 from optimizer.runtime.session import Array
-from optimizer.types import MAIN_FILE, TensorSpec
+from optimizer.types import TensorSpec
 
-_ARTIFACTS = (MAIN_FILE["onnx"], MAIN_FILE["engine"])  # and what lies beside under the same name: external data
+# What no runtime executes; external data may have any other name.
+_BESIDE = (GOLDEN, LABELS, PREPROCESSING, RECEIPT, "receipt.json")
+_TRITON = "triton/"
+# What a comparison reads of a passport.
+_READ = (
+    *("name", "candidate", "status", "accuracy", "latency_ms", "profile", "inputs", "outputs", "files"),
+    *("from.created", "golden.tolerance", "runs_on.runtime", "runs_on.device", "runs_on.packages"),
+    *("environment", "precision.requested", "precision.delivered"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,8 @@ class Bundle:
     @cached_property
     def artifact(self) -> dict[str, str]:
         """The sha256 of every file of the artifact, by name."""
-        files = self.passport["files"]
-        return {name: files[name]["sha256"] for name in sorted(files) if name.startswith(_ARTIFACTS)}
+        files = sorted(self.passport["files"].items())
+        return {n: file["sha256"] for n, file in files if n not in _BESIDE and not n.startswith(_TRITON)}
 
     @property
     def bytes(self) -> int:
@@ -65,6 +75,12 @@ class Bundle:
         """Whether both execute the same artifact, byte for byte, in the same runtime and place."""
         ours, theirs = (b.artifact | {"": f"{b.runtime} on {b.device}"} for b in (self, other))
         return ours == theirs
+
+    @property
+    def preprocessing(self) -> str | None:
+        """The sha256 of what is done to a sample before the model has it, None where nothing is."""
+        file = self.passport["files"].get(PREPROCESSING)
+        return str(file["sha256"]) if file else None
 
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -90,6 +106,14 @@ class Bundle:
         low, high = batch_sizes(self.inputs, self.passport["profile"]) or (batch, batch)
         return low <= batch <= high
 
+    def takes_sizes_of(self, other: Bundle) -> bool:
+        """Whether the golden inputs of the other bundle are within this one's profile, their number aside."""
+        samples = other.golden_inputs
+        low, _ = batch_sizes(self.inputs, self.passport["profile"]) or (1, 1)
+        rows = np.arange(low) % len(next(iter(samples.values())))
+        positions = range_positions(self.inputs, self.passport["profile"])
+        return other is self or within(positions, {name: array[rows] for name, array in samples.items()})
+
     def open(self, threads: int) -> Deployment:
         """Load it; its files were verified before.
 
@@ -104,8 +128,23 @@ def read_bundle(folder: Path, side: str) -> Bundle:
     Raises: UsageError where there is no bundle, StageError where it is damaged.
     """
     passport = read_passport(folder)
+    missing = [name for name in _READ if not _holds(passport, name)]
+    if missing:
+        raise StageError(
+            f"does not hold what a comparison reads: {', '.join(missing)}",
+            where=str(folder / PASSPORT),
+            hint="write the bundle again with optimize bundle",
+        )
     verify_files(folder, passport)
     return Bundle(folder, passport, side)
+
+
+def _holds(document: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(document, Mapping) or part not in document:
+            return False
+        document = document[part]
+    return True
 
 
 def check_interfaces(before: Bundle, after: Bundle) -> None:
@@ -147,10 +186,10 @@ def _said(spec: TensorSpec) -> str:
 
 def check_golden(bundle: Bundle, deployment: Deployment) -> None:
     """Run the golden inputs. Raises: StageError when the golden outputs do not come out here."""
-    failed = [f"output '{d.output}': {d}" for d in deployment.check_golden() if not d.within]
-    if failed:
+    unlike = failed(deployment.check_golden())
+    if unlike:
         raise StageError(
-            f"the golden outputs do not come out: {'; '.join(failed)}",
+            f"the golden outputs do not come out: {'; '.join(unlike)}",
             where=str(bundle.folder),
             hint="This machine computes something else than where the bundle was built; "
             f"see:  optimize check {bundle.folder}",

@@ -44,6 +44,11 @@ class Difference:
         return f"largest difference {self.max_abs:.3g}, allowed {self.allowed or 0.0:.3g}"
 
 
+def failed(differences: Sequence[Difference]) -> list[str]:
+    """Say of each output that did not come out how far it is off."""
+    return [f"output '{each.output}': {each}" for each in differences if not each.within]
+
+
 def write_golden(path: Path, inputs: Feed, outputs: Feed) -> None:
     """Write both sides; the first axis of every array counts the samples."""
     arrays: dict[str, Any] = {_INPUT + name: array for name, array in inputs.items()}

@@ -36,6 +36,6 @@ def test_float32_against_int8_shows_what_int8_costs(bundles: dict[str, Path], tm
     rows = {line.split("  ")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("int8@")}
     assert {"output 'logits'", "top1", "latency, batch 1", "latency, batch 4", "size", "precision"} <= rows.keys()
     assert "SQNR " in rows["output 'logits'"]
-    assert " pass " in rows["size"]
+    assert "of another precision, so it is shown" in rows["size"]
     assert "over every pairing of the samples" in done.stdout
     assert "measured here in turns" in done.stdout

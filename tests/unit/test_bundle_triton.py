@@ -16,14 +16,19 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from optimizer.bundle.protobuf_text import Name, render
 from optimizer.bundle.triton_config import Served, write_config
+from optimizer.bundle.triton_readme import write_readme
+from optimizer.bundle.triton_rehearsal import Rehearsal, not_rehearsed, rehearse
 from optimizer.bundle.write import write_bundle
 from optimizer.cli.bundle import command
 from optimizer.digest import sha256_file
 from optimizer.errors import StageError, UsageError
+from optimizer.results import CandidateReport
 from optimizer.runtime import load
+from optimizer.runtime.golden import GOLDEN, write_golden
 from optimizer.types import TensorSpec
 from tests.triton_schema import parameters, parse, read, refusals, type_name
 
@@ -92,6 +97,25 @@ def external_run(run: Path, name: str) -> Path:
 def add(run: Path, name: str, place: Path) -> Path:
     """The model's folder in the repository."""
     return write_bundle(run, name, place, triton=True) / "triton" / "tiny"
+
+
+def readme_of(made: Served, seen: Rehearsal | None = None) -> str:
+    candidate = CandidateReport.model_validate(bundle_run.candidate(f"fp32@{made.runtime}"))
+    return write_readme(made, candidate, {}, seen or Rehearsal(made.inputs, made.outputs, True, "rehearsed"), {})
+
+
+def save_graph(path: Path, nodes: list[Any], constants: dict[str, list[int]], kind: int = TensorProto.FLOAT) -> Path:
+    """Write nodes from x to y, both of the shape batch, length."""
+    import onnx
+
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        *([helper.make_tensor_value_info(name, kind, ["batch", "length"])] for name in ("x", "y")),
+        [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
 
 
 def session(model: Path) -> Any:
@@ -166,9 +190,30 @@ def test_labels_stand_one_a_line_beside_the_output_that_they_count(run: Path, tm
     model = add(restamp(run), "fp32@onnxruntime", tmp_path / "two")
     assert [output.label_filename for output in read(model).output] == ["", ""]
     assert not (model / "labels.txt").exists()
+    assert "no output here always has 2 of those" in (model.parent / "README.md").read_text()
     (run / "labels.json").write_text(json.dumps(["cat", "do\ng", "élan"]))
     with pytest.raises(StageError, match=r"the class name 'do\\ng' has a line break"):
         add(restamp(run), "fp32@onnxruntime", tmp_path / "three")
+
+
+def test_only_what_triton_takes_for_the_end_of_a_line_ends_a_class_name(run: Path, tmp_path: Path) -> None:
+    names = ["c\u2028at", "do\x0bg\x85", "é\rlan\x1c"]
+    (run / "labels.json").write_text(json.dumps(names))
+    model = add(restamp(run), "fp32@onnxruntime", tmp_path / "b")
+    # As std::getline does: up to each line feed.
+    assert (model / "labels.txt").read_bytes().decode().split("\n") == [*names, ""]
+    assert "It has no class names" not in (model.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "labelled"), [("float32", True), ("float64", True), ("float16", False), ("int64", False)]
+)
+def test_labels_stand_at_no_output_whose_classes_triton_does_not_sort(dtype: str, labelled: bool) -> None:
+    made = served(outputs=(TensorSpec("logits", dtype, ("batch", 3)),), labels=3)
+    config = parse(write_config(made))
+    assert config.output[0].label_filename == ("labels.txt" if labelled else "")
+    assert ("not in float16" in readme_of(made)) == (not labelled)
+    assert "class names" not in readme_of(replace(made, labels=0))
 
 
 TWO_AXES = (TensorSpec("ids", "int64", ("batch", "length")), TensorSpec("mask", "bool", ("batch", "length")))
@@ -242,7 +287,11 @@ def test_openvino_runs_a_request_as_it_comes(tmp_path: Path) -> None:
     assert parameters(config) == expected
     (sample,) = config.model_warmup
     assert (sample.batch_size, list(sample.inputs["image"].dims)) == (1, [1, 3, 2, 2])
-    assert "bfloat16" in (model.parent / "README.md").read_text()
+    readme = (model.parent / "README.md").read_text()
+    assert "bfloat16" in readme
+    assert "It has no class names" in readme
+    assert not (model / "labels.txt").exists()
+    assert "signed 32 bits" not in readme  # its input is float32
 
 
 def test_a_model_of_fixed_batch_is_warmed_with_as_many_samples(run: Path, tmp_path: Path) -> None:
@@ -279,8 +328,17 @@ def test_a_plan_is_served_on_the_gpu_by_all_of_its_profiles(tmp_path: Path) -> N
     assert parameters(config) == {}
     assert (model / "1" / "model.plan").read_bytes() == (tmp_path / "b" / "engine.plan").read_bytes()
     readme = (model.parent / "README.md").read_text()
-    for said in ("TensorRT 10.13.3.9", "compute capability 8.9", "version-compatible=true", "--gpus all"):
+    for said in (
+        "TensorRT 10.13.3.9",
+        "compute capability 8.9",
+        "version-compatible=true",
+        "--gpus all",
+        "one instance on every GPU",
+        "not rehearsed: an engine executes on its GPU alone. Send the inputs of the bundle's golden.npz",
+        "The model alone, without Triton: cuda:0, one instance; ",
+    ):
         assert said in readme
+    assert list(group.gpus) == []  # Triton then takes all
     one = read(add(engine_run(tmp_path / "one", profiles[:1]), "fp16@tensorrt", tmp_path / "b1"))
     assert (list(one.instance_group[0].profile), list(one.dynamic_batching.preferred_batch_size)) == ([], [])
 
@@ -291,6 +349,8 @@ def test_onnxruntime_on_a_gpu_has_the_provider_that_was_measured(runtime: str) -
     assert (config.backend, config.instance_group[0].kind) == ("onnxruntime", 1)
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert [each.name for each in accelerators] == (["tensorrt"] if runtime == "onnxruntime_tensorrt" else [])
+    assert "one instance on every GPU" in readme_of(served(runtime=runtime, device="cuda:0"))
+    assert "on every GPU" not in readme_of(served())
 
 
 def test_what_no_backend_loads_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
@@ -390,15 +450,53 @@ def test_the_readme_says_that_preprocessing_is_the_clients(run: Path, tmp_path: 
 
 
 def test_the_readme_names_what_was_proven_of_an_axis_that_triton_does_not_bound() -> None:
-    from optimizer.bundle.triton_readme import write_readme
-    from optimizer.results import CandidateReport
-
-    candidate = CandidateReport.model_validate(bundle_run.candidate("fp32@onnxruntime"))
-    ranges = BATCH | {"length": {"min": 4, "opt": 16, "max": 128}}
-    text = write_readme(served(inputs=TWO_AXES, ranges=ranges), candidate, {}, "not rehearsed", {})
+    text = readme_of(served(inputs=TWO_AXES, ranges=BATCH | {"length": {"min": 4, "opt": 16, "max": 128}}))
     assert "proven: length 4 to 128." in text
     assert "| input `ids` | int64 | batch, -1 |" in text
-    assert "takes every size" not in write_readme(served(), candidate, {}, "not rehearsed", {})
+    assert "takes every size" not in readme_of(served())
+
+
+def test_the_readme_names_the_integers_that_openvino_cuts() -> None:
+    ids, mask = (replace(spec, dtype=dtype) for spec, dtype in zip(TWO_AXES, ("int64", "int32"), strict=True))
+    text = readme_of(served(runtime="openvino", inputs=(ids, mask)))
+    assert "OpenVINO computes int64 in signed 32 bits" in text
+    assert "look at `ids` in the client" in text
+    assert "signed 32 bits" not in readme_of(served(runtime="openvino", inputs=(mask,)))
+    assert "signed 32 bits" not in readme_of(served(inputs=(ids, mask)))  # onnxruntime computes all 64
+
+
+def test_openvino_cuts_what_the_bundles_own_loader_refuses(tmp_path: Path) -> None:
+    ov = pytest.importorskip("openvino")
+    from optimizer.runtime.openvino import OpenVinoSession
+
+    model = save_graph(
+        tmp_path / "model.onnx", [helper.make_node("Add", ["x", "one"], ["y"])], {"one": [1]}, TensorProto.INT64
+    )
+    given = {"x": np.array([[2**33 + 7]])}
+    core = ov.Core()
+    assert core.compile_model(core.read_model(str(model)), "CPU")(given)["y"].tolist() == [[8]]
+    with OpenVinoSession(model) as opened, pytest.raises(StageError, match="computes int64 in 32 bits"):
+        opened.infer(given)
+
+
+@pytest.mark.parametrize(("end", "refused"), [(4, True), (2**63 - 1, False)])
+def test_openvino_outputs_of_a_bounded_size_are_refused_as_the_backend_does(
+    tmp_path: Path, end: int, refused: bool
+) -> None:
+    pytest.importorskip("openvino")
+    bounds = {"start": [0], "end": [end], "axis": [1]}
+    model = save_graph(tmp_path / "model.onnx", [helper.make_node("Slice", ["x", *bounds], ["y"])], bounds)
+    given = {"x": np.arange(40, dtype=np.float32).reshape(8, 5)}
+    write_golden(tmp_path / GOLDEN, given, {"y": given["x"][:, :end]})
+
+    def found() -> Rehearsal:
+        return rehearse("openvino", model, tmp_path / GOLDEN, {"y": {"max_abs": 1e-3}}, threads=1, ranges=BATCH)
+
+    if not refused:
+        assert found().outputs[0].shape == ("batch", "length")
+        return
+    with pytest.raises(StageError, match=r"tensor 'y' is \[\?,\.\.4\] to OpenVINO: axis 1 is open and has a largest"):
+        found()
 
 
 def test_golden_outputs_that_do_not_come_out_in_triton_are_refused(run: Path, tmp_path: Path) -> None:
@@ -437,8 +535,30 @@ def test_a_machine_without_the_library_says_that_nothing_was_rehearsed(
         False,
         "not rehearsed: onnxruntime is not installed where it was written",
     )
-    assert "not rehearsed" in (model.parent / "README.md").read_text()
+    readme = (model.parent / "README.md").read_text()
+    assert "compare the answers with its outputs before you serve" in readme
+    assert "`session.qdq_matmulnbits_accuracy_level` = 1." in readme
+    # The twin: what was run needs no such sentence.
+    assert "before you serve" not in readme_of(served())
     assert refusals(read(model), session(model / "1" / "model.onnx")) == []
+
+
+def test_what_was_not_rehearsed_is_listed_with_the_settings_that_our_loader_makes_for_the_very_graph(
+    tmp_path: Path,
+) -> None:
+    cast = save_graph(
+        tmp_path / "cast.onnx",
+        [
+            helper.make_node("Cast", ["x"], ["small"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["small"], ["y"], to=TensorProto.FLOAT),
+        ],
+        {},
+    )
+    seen = not_rehearsed("onnxruntime", cast, "it is for a GPU")
+    assert (seen.done, seen.said) == (False, "not rehearsed: it is for a GPU")
+    text = readme_of(served(device="cuda:0"), seen)
+    assert "`session.qdq_matmulnbits_accuracy_level` = 1, no `MatmulTransposeFusion`." in text
+    assert not_rehearsed("openvino", cast, "it is not installed").lacking == ()  # its own sentence says what
 
 
 def test_the_command_prints_the_folder_and_tells_of_preprocessing_beside(run: Path, tmp_path: Path) -> None:
@@ -446,8 +566,18 @@ def test_the_command_prints_the_folder_and_tells_of_preprocessing_beside(run: Pa
     result = CliRunner().invoke(command, arguments, catch_exceptions=False, standalone_mode=False)
     assert result.stdout.strip() == str(tmp_path / "b")
     readme = tmp_path / "b" / "triton" / "README.md"
-    assert result.stderr.strip() == f"triton: preprocessing is the client's; see {readme}"
+    assert result.stderr.splitlines() == [
+        f"triton: rehearsed with onnxruntime {onnxruntime.__version__} on the CPU: the golden outputs come out",
+        f"triton: preprocessing is the client's; see {readme}",
+    ]
     assert readme.is_file()
+
+
+def test_the_command_says_that_nothing_was_rehearsed(tmp_path: Path) -> None:
+    run = engine_run(tmp_path / "run", [])
+    arguments = [str(run), "--variant", "fp16", "--target", "tensorrt", "-o", str(tmp_path / "b"), "--triton"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False, standalone_mode=False)
+    assert result.stderr.splitlines()[0] == "triton: not rehearsed: an engine executes on its GPU alone"
 
 
 def test_the_written_configuration_needs_no_package_of_tritons() -> None:

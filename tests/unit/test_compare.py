@@ -17,6 +17,7 @@ from optimizer.errors import UsageError
 from optimizer.measure.series import Series
 from optimizer.recipe.model import Gate, MetricLimit, SpeedupLimit
 from optimizer.report.read import read_report
+from optimizer.results import Numerics, Report
 
 INT8 = "int8@onnxruntime"
 BASE = "fp32@torch"
@@ -434,3 +435,21 @@ def test_openings_of_other_rounds_are_not_believed(tmp_path: Path) -> None:
     found = check(judged(one, other), "latency")
     assert found.finding == "inconclusive"
     assert "openings of other rounds" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("after_db", "said"),
+    [(26.2, "SQNR, 7.1 dB further from the baseline's"), (34.0, "SQNR, 0.7 dB closer to"), (33.5, None), (None, None)],
+)
+def test_outputs_that_moved_are_shown_and_not_judged(before: Path, after_db: float | None, said: str | None) -> None:
+    def with_sqnr(db: float | None) -> Report:
+        found = read_report(before)
+        numbers = Numerics(max_abs=0.1, cosine=0.99, sqnr_db=db)
+        changed = (c.model_copy(update={"numerics": {"logits": numbers}}) for c in found.candidates)
+        return found.model_copy(update={"candidates": tuple(changed)})
+
+    found = compare(with_sqnr(33.3), with_sqnr(after_db), baseline_folder=before, candidate_folder=before)
+    assert found.status == "pass"
+    shown = [c for c in found.checks if c.candidate == INT8 and c.subject == "output 'logits'"]
+    assert [c.finding for c in shown] == (["shown"] if said else [])
+    assert all(said and c.sentence.startswith(said) for c in shown)

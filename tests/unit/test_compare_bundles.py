@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from optimizer.cli import main
-from optimizer.compare.bundles import Terms, compare_bundles
-from optimizer.compare.interleaved import BASELINE, CANDIDATE, batches, compare_timed
+from optimizer.compare.bundles import compare_bundles
+from optimizer.compare.interleaved import BASELINE, CANDIDATE, Terms, batches, compare_timed
 from optimizer.compare.result import Check, Comparison
 from optimizer.compare.shipped import read_bundle
 from optimizer.errors import MissingToolError, StageError, UsageError
@@ -190,7 +190,7 @@ def test_more_bytes_of_the_artifact_are_a_regression_and_more_of_the_rest_are_no
     assert said.finding == "fail"
     assert said.after == f"{(slow / 'model.onnx').stat().st_size:,} B"
     (tmp_path / "after").mkdir()
-    (tmp_path / "after" / "README.md").write_text("x" * 10_000)
+    (tmp_path / "after" / "receipt.json").write_text("x" * 10_000)
     assert check(judged(bundle, bundle_pair.changed(bundle, tmp_path / "after")), "size").finding == "pass"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from optimizer.compare.shipped import read_bundle
 from optimizer.measure.accuracy import metric_value
 from optimizer.metrics import metric_named
 from optimizer.recipe.model import Gate, MetricLimit
+from optimizer.runtime.passport import render, seal
 
 TOP1 = metric_named("top1")
 MAE = metric_named("mean_absolute_error")
@@ -91,6 +93,14 @@ def before(tmp_path: Path) -> Path:
     return bundle_pair.changed(bundle_pair.write(tmp_path / "bundle"), tmp_path / "before", **top1(0.9))
 
 
+def resealed(folder: Path, **origin: Any) -> Path:
+    """The same bundle with another `from` in its passport; None takes a key away."""
+    document = json.loads((folder / "passport.json").read_text())
+    document["from"] = {k: v for k, v in (document["from"] | origin).items() if v is not None}
+    (folder / "passport.json").write_bytes(render(seal(document)))
+    return folder
+
+
 def judged(before: Path, after: Path, gate: Gate | None = None) -> Check:
     sides = read_bundle(before, "baseline"), read_bundle(after, "candidate")
     return next(c for c in compare_recorded(*sides, gate) if c.subject == "top1")
@@ -133,8 +143,66 @@ def test_a_metric_that_one_of_them_lacks_is_undecided_or_new(before: Path, tmp_p
     assert (judged(lacking, before).finding, judged(lacking, before).sentence) == ("shown", "top1 is new")
 
 
-def test_the_same_artifact_has_one_accuracy_whatever_was_measured_when(before: Path, tmp_path: Path) -> None:
-    assert judged(before, bundle_pair.changed(before, tmp_path / "after", **top1(0.5, samples=10))).finding == "pass"
+def test_the_same_artifact_has_one_accuracy_only_where_the_passports_say_one(before: Path, tmp_path: Path) -> None:
+    same = judged(before, bundle_pair.changed(before, tmp_path / "same"))
+    assert (same.finding, same.sentence.endswith("and so is what is recorded")) == ("pass", True)
+    worse = judged(before, bundle_pair.changed(before, tmp_path / "worse", **top1(0.5)))
+    assert worse.finding == "fail"
+    fewer = judged(before, bundle_pair.changed(before, tmp_path / "fewer", **top1(0.5, samples=10)))
+    assert fewer.finding == "inconclusive"
+
+
+def test_an_equal_evaluation_is_known_and_another_is_said(before: Path, tmp_path: Path) -> None:
+    one = resealed(bundle_pair.changed(before, tmp_path / "one"), evaluation_sha256="a")
+    worse = bundle_pair.retrained(before, tmp_path / "worse", **top1(0.7))
+    assert "taken from" not in judged(one, resealed(worse, evaluation_sha256="a")).sentence
+    said = judged(one, resealed(worse, evaluation_sha256="b")).sentence
+    assert said.endswith("the evaluation data or its code changed, but the first 5 samples, the golden inputs, did not")
+    assert "taken from their number" in judged(before, resealed(worse, evaluation_sha256="b")).sentence
+
+
+def test_two_passports_that_name_no_run_are_not_of_one(before: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    inputs, outputs = bundle_pair.read_golden(before / bundle_pair.GOLDEN)
+    other = {name: array + 1 for name, array in inputs.items()}
+    bundle_pair.write_golden(tmp_path / "other" / bundle_pair.GOLDEN, other, outputs)
+    after = resealed(bundle_pair.retrained(before, tmp_path / "other", **top1(0.1)), report_sha256=None)
+    assert judged(resealed(before, report_sha256=None), after).finding == "inconclusive"
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_so_few_errors_that_no_pairing_convicts_are_not_convicted(count: int) -> None:
+    rng = np.random.default_rng(count)
+    first, second = np.abs(rng.normal(1, 0.1, count)), np.abs(rng.normal(9, 0.1, count))
+    paired = {_regression(MAE, first, second[rng.permutation(count)])[0] for _ in range(30)}
+    assert paired == ({"fail"} if count > 7 else {"pass"})
+    assert {of_two(first, second, "mean_absolute_error")} == paired
+
+
+@pytest.mark.parametrize("count", [8, 12, 20, 40])
+def test_few_errors_are_convicted_only_where_every_pairing_would(count: int) -> None:
+    """One difference of the other sign is enough, among 8, for a p-value above 0.01."""
+    rng = np.random.default_rng(count)
+    answers = set()
+    for trial in range(40):
+        first, second = rng.exponential(1, count), rng.lognormal(0, 1, count) * rng.choice([1, 2, 4])
+        if trial % 2:
+            first, second = np.abs(rng.normal(1, 0.2, count)), rng.normal(rng.choice([1.5, 2, 4]), 0.3, count)
+        alike, far = (
+            np.sort(second)[np.argsort(np.argsort(first))],
+            np.sort(second)[::-1][np.argsort(np.argsort(first))],
+        )
+        orders = [alike, far, *(rng.permutation(second) for _ in range(8))]
+        answer = of_two(first, second, "mean_absolute_error")
+        assert answer == "inconclusive" or {_regression(MAE, first, each)[0] for each in orders} == {answer}
+        answers.add(answer)
+    assert answers >= {"fail", "inconclusive"}
+
+
+def test_a_single_error_is_not_judged() -> None:
+    one = {"value": 1.0, "samples": 1, "ci95": [1.0, 1.0]}
+    with pytest.raises(UnpairedError, match="no interval"):
+        pairings(MAE, one, one, LEVEL)
 
 
 @pytest.mark.parametrize(("limit", "finding"), [(0.3, "pass"), (0.05, "fail"), (0.2, "inconclusive")])
@@ -151,4 +219,7 @@ def test_a_gate_is_met_only_if_it_is_however_the_samples_pair(
 def test_what_another_runtime_computed_is_said(before: Path, tmp_path: Path) -> None:
     built = {"status": "built", "accuracy_runtime": "onnxruntime on cpu"}
     said = judged(before, bundle_pair.retrained(before, tmp_path / "after", **top1(0.9), **built))
-    assert said.sentence.endswith("computed by onnxruntime on cpu from the same graph, not by onnxruntime")
+    by = "was computed by onnxruntime on cpu from the same graph, not by onnxruntime"
+    assert said.sentence.endswith(f"that of the candidate {by}")
+    other = judged(tmp_path / "after", before).sentence
+    assert other.endswith(f"that of the baseline {by}")
