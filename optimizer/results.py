@@ -150,7 +150,8 @@ class Disturbance(_Part):
         by = f" ({'; '.join(self.causes)})" if self.causes else ""
         return (
             f"The speedup decides nothing: {self.disturbed_rounds} of the {self.rounds} rounds behind the latency of "
-            f"{names} were disturbed{by}. Quieten the machine or raise measure.seconds, and measure again, with --remeasure"
+            f"{names} were disturbed{by}. Quieten the machine or raise measure.seconds, and measure again, with "
+            "--remeasure"
         )
 
 

@@ -23,6 +23,7 @@ from optimizer.calibration.paired import Gain, gains
 from optimizer.calibration.probe import OutputErrors, decibels
 from optimizer.errors import StageError
 from optimizer.graph.differentiable import TorchGraph, fake_quantize
+from optimizer.graph.differentiable_paths import check_gradients
 from optimizer.graph.index import node_key
 from optimizer.graph.learnable import Learnable, find, write_back
 
@@ -38,7 +39,7 @@ _KEPT = 3
 _WEIGHT_RATE, _SCALE_RATE = 0.003, 0.003
 # The interpretation in torch against itself in another order of summation; a wrong operator differs in the first digit.
 _AGREES_DB = 60.0
-_HINT = "Take learning out of the variant's options: rounding: nearest. Please report the model."
+_HINT = "Leave rounding: learned and bias_correction out of the variant's options. Please report the model."
 # A scale that is learned stays above this share of what calibration found: it must not reach zero.
 _LEAST_SCALE = 0.1
 
@@ -85,9 +86,11 @@ def refine(
     them. A graph of fixed batch gets its last batch filled with samples of the same.
     Memory: what a batch's activations and their gradients take, by a budget for each shape; samples are read again in
     every pass.
-    Numeric: deterministic for a number of threads. Raises: StageError for an operator without a known gradient, too few
-    samples, or a graph without a float output.
+    Numeric: deterministic for a number of threads. Raises: StageError for an operator that is not known or lets no
+    gradient through, too few samples, or a graph without a float output.
     """
+    for model in (float32, quantized):
+        check_gradients(model, learned=how.passes > 0)
     learnable = find(quantized, float32)
     pair = _Pair(TorchGraph(float32), TorchGraph(quantized), learnable)
     groups = groups_of(samples)

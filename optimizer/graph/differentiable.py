@@ -1,7 +1,8 @@
 """An ONNX graph as a differentiable function in torch: what learning through a quantized graph needs.
 
-Only what has a gradient worth learning through is here; a graph with anything else is refused, all of it named. Whoever
-uses it compares the result with onnxruntime's first: that is what holds the table below to the standard.
+Positions, indices and masks are computed with it, and have no gradient; `differentiable_paths` says before anything is
+run whether what is learned reaches an output. A graph with an operator that is not in the tables is refused, all of it
+named. Whoever uses it compares the result with onnxruntime's first: that is what holds the tables to the standard.
 Source: ONNX operator reference, opsets 13 to 23.
 """
 
@@ -16,15 +17,12 @@ import onnx
 from onnx import numpy_helper
 
 from optimizer.errors import StageError
-from optimizer.graph.differentiable_layers import WITHOUT, place
 from optimizer.graph.differentiable_operators import OPERATORS, Inputs
+from optimizer.graph.differentiable_paths import check_known
 from optimizer.graph.index import attribute, node_key
 
 if TYPE_CHECKING:
     import torch
-
-# Nodes that a refusal names.
-_NAMED = 6
 
 # Sees every node with its output, and returns what stands in its place.
 Observer = Callable[[onnx.NodeProto, Any], Any]
@@ -39,7 +37,7 @@ class TorchGraph:
         self.inputs = [i.name for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
         self.outputs = [o.name for o in model.graph.output]
         self.nodes = [n for n in model.graph.node if n.op_type != "Constant"]
-        _check_known(self.nodes)
+        check_known(self.nodes)
         # QuantizeLinear and DequantizeLinear are evaluated as one: integers have no gradient.
         self.quantizers = {n.output[0]: n for n in self.nodes if n.op_type == "QuantizeLinear"}
         self.constants: dict[str, torch.Tensor] = {}
@@ -158,13 +156,3 @@ def _constant(node: onnx.NodeProto) -> Any:
             kind = np.float32 if "float" in name else np.int64
             return np.array(value) if name == "value" else np.array(value, dtype=kind)
     raise StageError(f"the Constant '{node_key(node)}' holds neither numbers nor a tensor", where="learning")
-
-
-def _check_known(nodes: list[onnx.NodeProto]) -> None:
-    known = {*OPERATORS, "QuantizeLinear", "DequantizeLinear"}
-    unknown = [n for n in nodes if n.domain or n.op_type not in known]
-    if unknown:
-        named = ", ".join(place(n) for n in unknown[:_NAMED]) + (
-            f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        )
-        raise StageError(f"no gradient is known through {named}", where="learning", hint=WITHOUT)

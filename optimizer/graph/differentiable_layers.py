@@ -7,28 +7,10 @@ from typing import Any
 
 import onnx
 
-from optimizer.errors import StageError
-from optimizer.graph.index import attribute, node_key
-from optimizer.graph.modules import module_of
+from optimizer.graph.index import attribute
 
 Inputs = list[Any]  # torch tensors; None for one that is left out
 Operator = Callable[[onnx.NodeProto, Inputs], Any]
-
-WITHOUT = (
-    "Leave rounding: learned out, and bias_correction with it: bias_correction reads the same graph. float_share: 0.05 "
-    "and method: auto need no gradient."
-)
-
-
-def place(node: onnx.NodeProto) -> str:
-    """Name a node for people: operator, node and the PyTorch module it comes from."""
-    operator, module = f"{node.domain}:{node.op_type}".removeprefix(":"), module_of(node)
-    return f"{operator} '{node_key(node)}'" + (f" of module '{module}'" if module else "")
-
-
-def refuse(node: onnx.NodeProto, what: str) -> StageError:
-    """Return the error for an operator, or a form of it, through which no gradient is known."""
-    return StageError(f"no gradient is known through {place(node)}: {what}", where="learning", hint=WITHOUT)
 
 
 def _padded(node: onnx.NodeProto, x: Any, value: float = 0.0) -> tuple[Any, list[int]]:
@@ -36,8 +18,6 @@ def _padded(node: onnx.NodeProto, x: Any, value: float = 0.0) -> tuple[Any, list
     import torch
 
     spatial = x.ndim - 2
-    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise refuse(node, "auto_pad is not resolved")
     pads = list(attribute(node, "pads", [0] * 2 * spatial))
     before, after = pads[:spatial], pads[spatial:]
     if before == after:
@@ -63,8 +43,6 @@ def _conv_transpose(node: onnx.NodeProto, inputs: Inputs) -> Any:
     x, weight = inputs[:2]
     spatial = x.ndim - 2
     ones, pads = [1] * spatial, list(attribute(node, "pads", [0] * 2 * spatial))
-    if pads[:spatial] != pads[spatial:] or attribute(node, "output_shape") is not None:
-        raise refuse(node, "its padding differs between the sides")
     convolve = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}[spatial]
     strides, dilations = attribute(node, "strides", ones), attribute(node, "dilations", ones)
     extra, group = attribute(node, "output_padding", [0] * spatial), attribute(node, "group", 1)
@@ -82,8 +60,6 @@ def _gemm(node: onnx.NodeProto, inputs: Inputs) -> Any:
 def _max_pool(node: onnx.NodeProto, inputs: Inputs) -> Any:
     from torch.nn import functional
 
-    if len(node.output) > 1 or attribute(node, "ceil_mode", 0):
-        raise refuse(node, "indices and ceil_mode are not supported")
     x, padding = _padded(node, inputs[0], float("-inf"))
     pool = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[x.ndim - 2]
     ones = [1] * (x.ndim - 2)
@@ -96,8 +72,6 @@ def _average_pool(node: onnx.NodeProto, inputs: Inputs) -> Any:
 
     x, padding = _padded(node, inputs[0])
     counted = bool(attribute(node, "count_include_pad", 0))
-    if attribute(node, "ceil_mode", 0) or (x is not inputs[0] and not counted):
-        raise refuse(node, "ceil_mode and one-sided padding are not supported")
     pool: Any = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[x.ndim - 2]
     strides = attribute(node, "strides", [1] * (x.ndim - 2))
     return pool(x, attribute(node, "kernel_shape"), strides, padding, count_include_pad=counted)
@@ -112,8 +86,6 @@ def _layer_normalization(node: onnx.NodeProto, inputs: Inputs) -> Any:
     from torch.nn import functional
 
     x, axis = inputs[0], attribute(node, "axis", -1) % inputs[0].ndim
-    if len(node.output) > 1:
-        raise refuse(node, "mean and deviation are not given out")
     bias = inputs[2] if len(inputs) > 2 else None
     return functional.layer_norm(x, x.shape[axis:], inputs[1], bias, attribute(node, "epsilon", 1e-5))
 
@@ -121,8 +93,6 @@ def _layer_normalization(node: onnx.NodeProto, inputs: Inputs) -> Any:
 def _batch_normalization(node: onnx.NodeProto, inputs: Inputs) -> Any:
     from torch.nn import functional
 
-    if attribute(node, "training_mode", 0) or len([name for name in node.output if name]) > 1:
-        raise refuse(node, "it is in training mode, where mean and variance are the batch's")
     x, scale, bias, mean, variance = inputs
     return functional.batch_norm(x, mean, variance, scale, bias, eps=attribute(node, "epsilon", 1e-5))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import onnx
 
-from optimizer.graph.differentiable_layers import LAYERS, Inputs, Operator, refuse
+from optimizer.graph.differentiable_indices import INDICES, torch_type
+from optimizer.graph.differentiable_layers import LAYERS, Inputs, Operator
 from optimizer.graph.index import attribute
 
 __all__ = ["OPERATORS", "Inputs"]
@@ -27,9 +28,19 @@ def _reduction(name: str) -> Operator:
             axes = [] if attribute(node, "noop_with_empty_axes", 0) else list(range(inputs[0].ndim))
         if not axes:
             return inputs[0]
-        return getattr(torch, name)(inputs[0], dim=axes, keepdim=bool(attribute(node, "keepdims", 1)))
+        found = getattr(torch, name)(inputs[0], dim=axes, keepdim=bool(attribute(node, "keepdims", 1)))
+        return found.to(inputs[0].dtype)  # torch adds integers up in int64
 
     return reduce
+
+
+def _reduce_product(node: onnx.NodeProto, inputs: Inputs) -> Any:
+    x, axes = inputs[0], _axes(node, inputs)
+    if axes is None:
+        axes = [] if attribute(node, "noop_with_empty_axes", 0) else list(range(x.ndim))
+    for axis in sorted((a % x.ndim for a in axes), reverse=True):
+        x = x.prod(axis, keepdim=bool(attribute(node, "keepdims", 1)), dtype=x.dtype)
+    return x
 
 
 def _reshape(node: onnx.NodeProto, inputs: Inputs) -> Any:
@@ -60,14 +71,10 @@ def _slice(node: onnx.NodeProto, inputs: Inputs) -> Any:
 def _pad(node: onnx.NodeProto, inputs: Inputs) -> Any:
     from torch.nn import functional
 
-    mode = attribute(node, "mode", b"constant").decode()
-    if len(inputs) > 3 and inputs[3] is not None:
-        raise refuse(node, "axes are not supported")
+    del node
     pads, rank = inputs[1].tolist(), inputs[0].ndim
     flat = [int(p) for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])]
     value = float(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else 0.0
-    if mode != "constant":
-        raise refuse(node, f"mode {mode} is not supported")
     return functional.pad(inputs[0], flat, value=value)
 
 
@@ -86,13 +93,7 @@ def _gather(node: onnx.NodeProto, inputs: Inputs) -> Any:
 
 
 def _cast(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    import torch
-
-    kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 11: torch.float64}
-    kind = attribute(node, "to")
-    if kind not in kinds:
-        raise refuse(node, f"type {onnx.TensorProto.DataType.Name(kind)} is not supported")
-    return inputs[0].to(kinds[kind])
+    return inputs[0].to(torch_type(attribute(node, "to")))
 
 
 def _clip(node: onnx.NodeProto, inputs: Inputs) -> Any:
@@ -167,7 +168,13 @@ def _hard_sigmoid(node: onnx.NodeProto, inputs: Inputs) -> Any:
 
 
 def _softmax(node: onnx.NodeProto, inputs: Inputs) -> Any:
-    return inputs[0].softmax(attribute(node, "axis", -1))
+    """A row with everything masked is NaN, which the graph takes out behind it: its gradient has to be 0, not NaN."""
+    axis = attribute(node, "axis", -1)
+    found = inputs[0].softmax(axis)
+    if not found.isnan().any():
+        return found
+    empty = inputs[0].isneginf().all(axis, keepdim=True)
+    return inputs[0].masked_fill(empty, 0.0).softmax(axis).masked_fill(empty, float("nan"))
 
 
 def _leaky_relu(node: onnx.NodeProto, inputs: Inputs) -> Any:
@@ -197,9 +204,12 @@ def _torch(name: str) -> Operator:
 
 OPERATORS: Mapping[str, Operator] = {
     **LAYERS,
+    **INDICES,
     "ReduceMean": _reduction("mean"),
     "ReduceSum": _reduction("sum"),
     "ReduceMax": _reduction("amax"),
+    "ReduceMin": _reduction("amin"),
+    "ReduceProd": _reduce_product,
     "Reshape": _reshape,
     "Slice": _slice,
     "Pad": _pad,

@@ -1,4 +1,7 @@
-"""A `keep:` that names nothing, told as soon as the graph is there: before calibration and learning are paid for."""
+"""A `keep:` that names nothing, and a graph that cannot be learned through: told as soon as the graph is there.
+
+Calibration and learning would be paid for otherwise before they are refused.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ def refused(
 ) -> dict[str, OptimizerError]:
     """Return the steps that need not be run now that `made` has written its graph, each with the error.
 
-    They are those that would refuse their `keep` on that graph once they have their calibration, and what only leads to
-    them. `ahead` are the steps that a build has to run, `failed` those that did not come about.
+    They are those that would refuse that graph or their `keep` on it once they have their calibration, and what only
+    leads to them. `ahead` are the steps that a build has to run, `failed` those that did not come about.
     """
-    asking = [step for step in ahead if step.id not in failed and _keeps(step) and step.sources["graph"] == made.id]
+    asking = [step for step in ahead if step.id not in failed and _read(step) == made.id]
     if not asking:
         return {}
     import onnx
@@ -36,6 +39,13 @@ def refused(
     return found
 
 
+def _read(step: Step) -> str | None:
+    """Return the step whose graph tells whether this one would refuse it; None where no graph does."""
+    if step.stage.name == "refine":
+        return step.sources["float32"]
+    return step.sources["graph"] if _keeps(step) else None
+
+
 def _keeps(step: Step) -> bool:
     """Tell whether the step leaves in float what the recipe names, of a graph that is calibrated first."""
     stage = step.stage
@@ -43,10 +53,14 @@ def _keeps(step: Step) -> bool:
 
 
 def _wrong(step: Step, model: onnx.ModelProto) -> StageError | None:
+    from optimizer.graph.differentiable_paths import check_gradients
     from optimizer.graph.keep import match
     from optimizer.graph.modules import modules_of
 
     try:
+        if step.stage.name == "refine":
+            check_gradients(model, learned=getattr(step.stage, "rounding", "") == "learned")
+            return None
         match(getattr(step.stage, "keep", ()), model.graph.node, step.stage.name, modules_of(model))
     except StageError as error:
         return error

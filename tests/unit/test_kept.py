@@ -16,6 +16,7 @@ from optimizer.stages.choose import Choose
 from optimizer.stages.equalize import Equalize
 from optimizer.stages.float16 import Float16
 from optimizer.stages.quantize import Quantize
+from optimizer.stages.refine import Refine
 from optimizer.stages.simplify import Simplify
 from optimizer.types import Artifact
 
@@ -79,3 +80,22 @@ def test_a_graph_that_is_equalized_first_is_asked_when_it_is(outputs: dict[str, 
 def test_what_needs_no_calibration_refuses_by_itself(outputs: dict[str, Artifact]) -> None:
     half = Step("fp16/float16", Float16(keep=("hed",)), {"graph": "simplify"}, "fp16")
     assert refused(SIMPLIFY, [half], outputs, ()) == {}
+
+
+def test_a_graph_that_cannot_be_learned_through_is_refused_before_it_is_calibrated(
+    outputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Det", ["a"], ["y"], name="det")]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [1.0, 0.0, 0.0, 1.0])
+    ends = [value("x", TensorProto.FLOAT, [2, 2])], [value("y", TensorProto.FLOAT, [])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", *ends, [weight])), tmp_path / "model.onnx")
+
+    steps = int8("learned")[:1]
+    steps.append(Step("learned/quantize", Quantize(), {"graph": "simplify", "table": steps[0].id}, "learned"))
+    sources = {"graph": "learned/quantize", "float32": "simplify", "samples": "calibration"}
+    steps.append(Step("learned/refine", Refine(rounding="learned"), sources, "learned"))
+    found = refused(SIMPLIFY, steps, outputs, ())
+    assert set(found) == {"learned/calibrate", "learned/quantize", "learned/refine"}
+    (said,) = {error.render().splitlines()[0] for error in found.values()}
+    assert "Det 'det'" in said

@@ -116,7 +116,8 @@ def test_one_that_came_out_is_the_twin() -> None:
 def test_a_recommendation_by_disturbed_latencies_says_so_where_it_stands() -> None:
     timed = json.loads(ungated().model_dump_json())["candidates"][1]["latency_ms"]["1"]
     given = ungated(latency_ms={"1": timed | {"disturbed": True, "disturbed_rounds": 20, "rounds": 20}})
-    assert verdict_line(given).endswith(" (cpu), but latency was disturbed in 20 of 20 rounds: measure again, with --remeasure")
+    said = "(cpu), but latency was disturbed in 20 of 20 rounds: measure again, with --remeasure"
+    assert verdict_line(given).endswith(f" {said}")
     assert headline(given).title.endswith(", but latency was disturbed: measure again")
 
 
