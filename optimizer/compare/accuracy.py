@@ -105,7 +105,7 @@ def _pairing(pair: Pair, first: int, second: int) -> str:
     if not alike:
         raise AbsentError("the evaluation samples are not the same, so they cannot be paired")
     count = len(next(iter(inputs.values())))
-    return f"; the evaluation data or its code changed, but the first {count} samples are the same"
+    return f"; the evaluation data or its code changed, but {count} samples, the golden inputs, are the same"
 
 
 def _number(name: str, candidate: CandidateReport) -> str:

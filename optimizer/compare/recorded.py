@@ -201,8 +201,8 @@ def _same_data(before: Bundle, after: Bundle, name: str) -> str:
         raise UnpairedError("the golden inputs are not the same, so neither are the evaluation samples")
     count = len(next(iter(before.golden_inputs.values())))
     if None not in said[0]:
-        return f"; the evaluation data or its code changed, but the first {count} samples, the golden inputs, did not"
-    return f"; that the samples are the same is taken from their number and the first {count}, the golden inputs"
+        return f"; the evaluation data or its code changed, but {count} samples, the golden inputs, did not"
+    return f"; that the samples are the same is taken from their number and {count} of them, the golden inputs"
 
 
 def _computed(bundle: Bundle) -> str:

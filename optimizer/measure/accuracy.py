@@ -10,6 +10,7 @@ import numpy as np
 
 from optimizer.data.samples import Array, Batch, Samples, batches
 from optimizer.errors import OptimizerError, StageError
+from optimizer.measure.golden import GoldenSamples
 from optimizer.measure.numerics import NumericsAccumulator
 from optimizer.measure.statistics import (
     bootstrap_mean,
@@ -62,25 +63,29 @@ class _Tally:
         self._metrics = metrics
         self._outcomes: dict[str, list[Outcomes]] = {name: [] for name in metrics}
         self._numerics: dict[str, NumericsAccumulator] = {}
-        self._golden: dict[str, list[Array]] = {}
+        self.golden: dict[str, list[Array]] = {}
         self._nan: dict[str, int] = {}
         self._seen = 0
 
-    def add(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], batch: Batch, golden: int) -> None:
-        """Take in a batch, whose first `golden` samples are kept."""
+    def add(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], batch: Batch) -> None:
+        """Take in a batch."""
         for name, expected in reference.items():
             array = _like(outputs, name, expected, batch)
             self._numerics.setdefault(name, NumericsAccumulator()).add(expected, array)
             if array.dtype.kind == "f":
                 bad = np.isnan(array).reshape(len(array), -1).any(axis=1)
                 self._nan[name] = self._nan.get(name, 0) + int(bad.sum())
-            if golden:
-                self._golden.setdefault(name, []).append(array[:golden].copy())
         for name, chosen in self._metrics.items():
             # By the baseline's order: a candidate may return its outputs in another one.
             output = _chosen(outputs, chosen or next(iter(reference)), name)
             self._outcomes[name].append(metric_named(name).outcomes(output, batch.targets, batch.identities))
         self._seen += len(batch)
+
+    def keep(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], batch: Batch, golden: int) -> None:
+        """Keep the outputs of a batch's first `golden` samples."""
+        for name, expected in reference.items():
+            array = _like(outputs, name, expected, batch)
+            self.golden.setdefault(name, []).append(array[:golden].copy())
 
     def result(self) -> Evaluation:
         """Return what was found over all batches."""
@@ -98,7 +103,7 @@ class _Tally:
         return Evaluation(
             outcomes={name: np.concatenate(parts) for name, parts in self._outcomes.items()},
             numerics={name: a.result() for name, a in self._numerics.items()},
-            golden_outputs={name: np.concatenate(arrays) for name, arrays in self._golden.items()},
+            golden_outputs={name: np.concatenate(arrays) for name, arrays in self.golden.items()},
             notes=notes,
         )
 
@@ -117,57 +122,69 @@ def evaluate(  # noqa: PLR0913 - every one is needed, and a bag of settings woul
 
     `metrics` maps each metric to the output it reads (None: the first). A batch that the end of the data leaves short,
     or that is short of a model's fixed batch, is filled up with its last sample, and the answers to those are cut off.
-    Golden are the first samples, as far as they have one shape.
+    Golden are the first samples or, where shapes vary, samples of one shape: those are decoded and run once more.
     Raises: OptimizerError of the baseline, StageError when targets do not fit the outputs; a candidate's own error
     takes just that candidate out.
     """
     if not len(samples):
         raise StageError("there are none", where="evaluation samples", hint="Correct data.evaluation.")
-    tallies = {name: _Tally(metrics) for name in candidates}
-    base = _Tally(metrics)
-    failures: dict[str, OptimizerError] = {}
-    golden = _Golden(golden_samples)
+    models = _Models(baseline, candidates, metrics)
+    golden = GoldenSamples(golden_samples)
     done = 0
     for part in batches(samples, batch):
-        room = golden.take(part)
-        size = batch if done + len(part) == len(samples) else 0
-        reference = _infer(baseline, part, size)
-        base.add(reference, reference, part, room)
-        for name, candidate in candidates.items():
-            if name in failures:
-                continue
-            try:
-                tallies[name].add(_infer(candidate, part, size), reference, part, room)
-            except OptimizerError as error:
-                failures[name] = error
+        models.run(part, batch if done + len(part) == len(samples) else 0, golden.take(part))
         done += len(part)
         progress(done, len(samples))
-    result = base.result()
-    result.golden_inputs = golden.inputs()
-    return Evaluated(result, {n: t.result() for n, t in tallies.items() if n not in failures}, failures)
+    scattered = golden.gather(samples, batch)
+    if scattered:
+        models.forget_golden()
+    for part in scattered:
+        models.run(part, batch, len(part), is_measured=False)
+    return models.evaluated(golden)
 
 
-class _Golden:
-    """The inputs of the first samples, as far as they have one shape."""
+class _Models:
+    """The baseline and the candidates, run on the same batches."""
 
-    def __init__(self, wanted: int) -> None:
-        self._room = wanted
-        self._parts: list[dict[str, Array]] = []
+    def __init__(
+        self, baseline: Executable, candidates: Mapping[str, Executable], metrics: Mapping[str, str | None]
+    ) -> None:
+        self._baseline, self._candidates = baseline, candidates
+        self._base = _Tally(metrics)
+        self._tallies = {name: _Tally(metrics) for name in candidates}
+        self._failures: dict[str, OptimizerError] = {}
 
-    def take(self, batch: Batch) -> int:
-        """Keep what is golden of this batch; return of how many samples."""
-        shapes = {name: array.shape[1:] for name, array in batch.inputs.items()}
-        if self._parts and shapes != {name: array.shape[1:] for name, array in self._parts[0].items()}:
-            self._room = 0
-        count = min(self._room, len(batch))
-        self._room -= count
-        if count:
-            self._parts.append({name: array[:count].copy() for name, array in batch.inputs.items()})
-        return count
+    def run(self, part: Batch, size: int, golden: int, *, is_measured: bool = True) -> None:
+        """Run a batch, filled up to `size`, and keep what comes of its first `golden` samples."""
+        reference = _infer(self._baseline, part, size)
 
-    def inputs(self) -> dict[str, Array]:
-        """The arrays by input, samples first."""
-        return {n: np.concatenate([part[n] for part in self._parts]) for n in (self._parts or [{}])[0]}
+        def take(tally: _Tally, outputs: Mapping[str, Array]) -> None:
+            if is_measured:
+                tally.add(outputs, reference, part)
+            if golden:
+                tally.keep(outputs, reference, part, golden)
+
+        take(self._base, reference)
+        for name, candidate in self._candidates.items():
+            if name in self._failures:
+                continue
+            try:
+                take(self._tallies[name], _infer(candidate, part, size))
+            except OptimizerError as error:
+                self._failures[name] = error
+
+    def forget_golden(self) -> None:
+        """Drop the outputs that were kept: other samples are golden."""
+        for tally in (self._base, *self._tallies.values()):
+            tally.golden.clear()
+
+    def evaluated(self, golden: GoldenSamples) -> Evaluated:
+        """Return what was found of all, the golden inputs with the baseline."""
+        result = self._base.result()
+        result.golden_inputs = golden.inputs()
+        result.notes += golden.notes()
+        found = {name: tally.result() for name, tally in self._tallies.items() if name not in self._failures}
+        return Evaluated(result, found, self._failures)
 
 
 def _infer(executable: Executable, batch: Batch, size: int) -> dict[str, Array]:

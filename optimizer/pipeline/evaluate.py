@@ -21,7 +21,7 @@ from optimizer.pipeline.bench import (
     store,
     writer,
 )
-from optimizer.pipeline.feeds import check_sizes
+from optimizer.pipeline.feeds import check_sizes, dynamic_axes
 from optimizer.pipeline.prove import Proof
 from optimizer.recipe.steps import at_least
 
@@ -37,6 +37,8 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
     """Fill in the accuracy of every subject; all that is missing is measured in one pass over the data."""
     base = subjects[0]
     recipe = bench.recipe
+    # Where sizes vary, golden were the first samples alone, until the shapes began to differ.
+    varied = bool(dynamic_axes(base.artifact.inputs, batch=recipe.batch_axis))
     documents = {
         s.name: {
             "measurement": "accuracy",
@@ -46,6 +48,7 @@ def measure_accuracy(subjects: Sequence[Subject], bench: Bench, measured: Measur
             "batch": recipe.evaluation_batch,
             "proof": list(check_sizes(recipe)),
             "metrics": {name: options.model_dump() for name, options in recipe.metrics.items()},
+            **({"golden": "of one shape"} if varied else {}),
             **conditions(bench),
         }
         for s in subjects

@@ -60,7 +60,7 @@ def check_feeds(recipe: Recipe, samples: Samples, inputs: tuple[TensorSpec, ...]
 
     batches = check_batches(recipe)
     starts = dict.fromkeys(batches, 0)
-    looked = _axes(inputs, batch=recipe.batch_axis)
+    looked = dynamic_axes(inputs, batch=recipe.batch_axis)
     if not looked:
         return Trials({batch: feed(samples, inputs, batch) for batch in batches})
     seen = [samples[i] for i in range(min(len(samples), _LOOKED_AT))]
@@ -95,6 +95,34 @@ def feed(samples: Samples, inputs: tuple[TensorSpec, ...], batch: int, start: in
     return {spec.name: np.stack([s.inputs[spec.name] for s in picked]) for spec in inputs}
 
 
+def dynamic_axes(inputs: Sequence[TensorSpec], batch: str | None = None) -> list[str]:
+    """The named axes besides the batch, each once."""
+    named = (axis for spec in inputs for axis in spec.shape[1:] if isinstance(axis, str) and axis != batch)
+    return list(dict.fromkeys(named))
+
+
+def usual_sizes(recipe: Recipe, inputs: Sequence[TensorSpec]) -> dict[str, int]:
+    """The profile's `opt` of each axis besides the batch: at what is closest to it, latency is timed."""
+    named = dynamic_axes(inputs, batch=recipe.batch_axis)
+    return {axis: recipe.profile[axis].opt for axis in named if axis in recipe.profile}
+
+
+def usual_start(samples: Samples, inputs: Sequence[TensorSpec], usual: Mapping[str, int]) -> int:
+    """Return the first of the samples looked at whose sizes come closest to the usual ones: with what is timed, begins.
+
+    Several axes count by their shares of the usual size. Without usual sizes no sample is looked at.
+    """
+    closest, start = float("inf"), 0
+    for i in range(min(len(samples), _LOOKED_AT) if usual else 0):
+        sample = samples[i]
+        apart = sum(abs(_size(sample, inputs, axis) - size) / size for axis, size in usual.items())
+        if apart < closest:
+            closest, start = apart, i
+        if not apart:
+            break
+    return start
+
+
 class _Maker:
     """Makes feeds in which named axes have a wanted size."""
 
@@ -116,7 +144,7 @@ class _Maker:
     def feed(self, batch: int, wanted: Mapping[str, int]) -> dict[str, Array]:
         """Stack the samples nearest to the wanted sizes; axes that are not named take the first one's."""
         near = self._nearest(wanted)
-        axes = _axes(self.inputs)
+        axes = dynamic_axes(self.inputs)
         target = {axis: wanted.get(axis, _size(near[0], self.inputs, axis)) for axis in axes}
         picked = [near[i % len(near)] for i in range(batch)]
         return {spec.name: np.stack([_fitted(s, spec, self.inputs, target) for s in picked]) for spec in self.inputs}
@@ -145,12 +173,6 @@ def _size(sample: Sample, inputs: Sequence[TensorSpec], axis: str) -> int:
     """The size of a named axis in a sample, which has no batch axis."""
     found = next((s.name, s.shape.index(axis, 1) - 1) for s in inputs if axis in s.shape[1:])
     return int(sample.inputs[found[0]].shape[found[1]])
-
-
-def _axes(inputs: Sequence[TensorSpec], batch: str | None = None) -> list[str]:
-    """The named axes besides the batch, each once."""
-    named = (axis for spec in inputs for axis in spec.shape[1:] if isinstance(axis, str) and axis != batch)
-    return list(dict.fromkeys(named))
 
 
 def _sizes_of(axis: str, recipe: Recipe, seen: Sequence[int]) -> tuple[int, ...]:

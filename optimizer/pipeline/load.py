@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from optimizer.digest import sha256_json
 from optimizer.environment import installed
 from optimizer.errors import MeasurementError, MissingToolError, OptimizerError
 from optimizer.pipeline.bench import Bench, Measured, conditions, identity, store, writer
-from optimizer.pipeline.feeds import feed
+from optimizer.pipeline.feeds import feed, usual_sizes, usual_start
 
 if TYPE_CHECKING:
     from optimizer.data.samples import Array
@@ -48,7 +49,7 @@ def measure_load(subjects: Sequence[Subject], bench: Bench, measured: Measured) 
 
     Each is stored by itself: what fails is an error of the run, and takes nothing from what else is known.
     """
-    asked = _asked(bench.recipe)
+    asked = _asked(bench.recipe, usual_sizes(bench.recipe, subjects[0].artifact.inputs) if subjects else {})
     for subject in subjects:
         known: dict[str, Entry] = {}
         load = _Load(subject, bench)
@@ -79,10 +80,14 @@ def measure_load(subjects: Sequence[Subject], bench: Bench, measured: Measured) 
             measured.load[subject.name] = known
 
 
-def _asked(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return each measurement that the recipe asks for, with all that it depends on besides `conditions`."""
+def _asked(recipe: Recipe, usual: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return each measurement that the recipe asks for, with all that it depends on besides `conditions`.
+
+    `usual` are the sizes that choose the samples of all but LoadGen, which is given samples of every size.
+    """
     settings = recipe.measure
-    batch, seconds = {"batch": settings.batches[0]}, {"seconds": settings.seconds}
+    sizes: dict[str, Any] = {"usual_sizes": dict(usual)} if usual else {}
+    batch, seconds = {"batch": settings.batches[0], **sizes}, {"seconds": settings.seconds}
     asked: dict[str, dict[str, Any]] = {}
     if settings.resources:
         asked |= {"memory": batch, "energy": batch | seconds}
@@ -90,7 +95,7 @@ def _asked(recipe: Recipe) -> dict[str, dict[str, Any]]:
         scenario = _scenario(recipe)
         asked["scenario"] = dataclasses.asdict(scenario) | {"tool": installed(["mlcommons-loadgen"]), "watched": True}
     if settings.sweep is not None:
-        asked["sweep"] = settings.sweep.model_dump(mode="json") | {"batches": list(_swept(recipe))} | seconds
+        asked["sweep"] = settings.sweep.model_dump(mode="json") | {"batches": list(_swept(recipe))} | seconds | sizes
     if settings.concurrency:
         asked["concurrency"] = {"levels": list(settings.concurrency)} | batch | seconds
     if settings.trace:
@@ -157,8 +162,14 @@ class _Load:
         """The folder of a child's log, which an error names: it must outlive the measurement."""
         return self._bench.logs / f"{self._subject.name}.{what}"
 
-    def _feed(self, batch: int, start: int = 0) -> dict[str, Array]:
-        return feed(self._bench.splits.evaluation, self._inputs, batch, start)
+    @functools.cached_property
+    def _start(self) -> int:
+        usual = usual_sizes(self._bench.recipe, self._inputs)
+        return usual_start(self._bench.splits.evaluation, self._inputs, usual)
+
+    def _feed(self, batch: int) -> dict[str, Array]:
+        """The very samples that latency is timed with."""
+        return feed(self._bench.splits.evaluation, self._inputs, batch, self._start)
 
     def _memory(self, _: Path) -> Any:
         from optimizer.measure.memory import measure_memory
@@ -182,7 +193,7 @@ class _Load:
         from optimizer.measure.loadgen import run_scenario
 
         samples = self._bench.splits.evaluation
-        feeds = [self._feed(1, i) for i in range(min(_MOST_SAMPLES, len(samples)))]
+        feeds = [feed(samples, self._inputs, 1, i) for i in range(min(_MOST_SAMPLES, len(samples)))]
         runner, name = self._subject.runner(self._threads), self._subject.name
         with watched(self._processors) as others:
             result = run_scenario(runner, feeds, _scenario(self._bench.recipe), place / LOGS, name=name)

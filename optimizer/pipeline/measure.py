@@ -13,7 +13,7 @@ from optimizer.errors import MeasurementError
 from optimizer.pipeline.against_fp32 import fp32_of, speedups_over_fp32
 from optimizer.pipeline.bench import LATENCY, Bench, Measured, conditions, identity, store, writer
 from optimizer.pipeline.evaluate import measure_accuracy, refuse_shortfall
-from optimizer.pipeline.feeds import feed
+from optimizer.pipeline.feeds import feed, usual_sizes, usual_start
 from optimizer.pipeline.load import measure_load
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
         "seconds": settings.seconds,
         **conditions(bench),
     }
+    usual = usual_sizes(bench.recipe, subjects[0].artifact.inputs)
+    if usual:  # they choose the samples that are timed
+        document["usual_sizes"] = usual
     key = sha256_json(document)
     entry = None if bench.remeasure else bench.store.use(key)
     if entry is not None:
@@ -84,7 +87,8 @@ def _latency(subjects: Sequence[Subject], bench: Bench, measured: Measured) -> N
 
 def _feeds(subject: Subject, bench: Bench) -> dict[int, dict[str, Array]]:
     samples, inputs = bench.splits.evaluation, subject.artifact.inputs
-    return {batch: feed(samples, inputs, batch) for batch in bench.recipe.measure.batches}
+    start = usual_start(samples, inputs, usual_sizes(bench.recipe, inputs))
+    return {batch: feed(samples, inputs, batch, start) for batch in bench.recipe.measure.batches}
 
 
 def timed_sizes(

@@ -115,7 +115,7 @@ def test_what_is_known_of_the_pairing_is_said(before: Path, tmp_path: Path) -> N
     assert "taken from their number" in check(judged(before, after), "top1").sentence
     golden(before, 1.0)
     golden(after, 1.0)
-    assert "the first 8 samples are the same" in check(judged(before, after), "top1").sentence
+    assert "but 8 samples, the golden inputs, are the same" in check(judged(before, after), "top1").sentence
     for folder in (before, after):
         (folder / "run.json").write_text(json.dumps({"evaluation": {"split": "test"}}))
     assert check(judged(before, after), "top1").sentence.endswith("exact McNemar p = 1)")

@@ -112,7 +112,7 @@ def test_the_sentence_says_what_was_judged_and_how(before: Path, tmp_path: Path)
     assert (said.finding, said.before, said.after) == ("fail", "0.9000", "0.7000")
     assert "top1 changed by -0.2000 from passport to passport (99 % interval -0.2" in said.sentence
     assert "over every pairing of the samples" in said.sentence
-    assert said.sentence.endswith("is taken from their number and the first 5, the golden inputs")
+    assert said.sentence.endswith("is taken from their number and 5 of them, the golden inputs")
 
 
 def test_what_depends_on_the_pairing_is_undecided_with_what_decides_it(before: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_an_equal_evaluation_is_known_and_another_is_said(before: Path, tmp_path
     worse = bundle_pair.retrained(before, tmp_path / "worse", **top1(0.7))
     assert "taken from" not in judged(one, resealed(worse, evaluation_sha256="a")).sentence
     said = judged(one, resealed(worse, evaluation_sha256="b")).sentence
-    assert said.endswith("the evaluation data or its code changed, but the first 5 samples, the golden inputs, did not")
+    assert said.endswith("the evaluation data or its code changed, but 5 samples, the golden inputs, did not")
     assert "taken from their number" in judged(before, resealed(worse, evaluation_sha256="b")).sentence
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimizer.data.samples import Sample
+from optimizer.data.samples import Sample, Samples
 from optimizer.errors import StageError
-from optimizer.pipeline.feeds import axis_sizes, check_feeds, check_sizes
+from optimizer.pipeline import feeds as pipeline_feeds
+from optimizer.pipeline.feeds import axis_sizes, check_feeds, check_sizes, usual_sizes, usual_start
 from optimizer.recipe.model import ShapeRange
 from optimizer.runtime.session import Session
 from optimizer.stage import Tolerance
@@ -150,3 +151,66 @@ def test_a_real_size_that_the_model_refuses_is_an_error() -> None:
     picky = Model(refuses=lambda n: n == 12)
     with pytest.raises(StageError, match="no length of 12"):
         check(picky, picky)
+
+
+class Counted(Samples):
+    """Images of the given height and width, which count how many were looked at."""
+
+    def __init__(self, *sizes: tuple[int, int]) -> None:
+        self.sizes = sizes
+        self.looked = 0
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        self.looked += 1
+        return Sample({"image": np.zeros((3, *self.sizes[index]), np.float32)}, None, str(index))
+
+
+IMAGES = (TensorSpec("image", "float32", ("batch", 3, "height", "width")),)
+
+
+def test_only_axes_besides_the_batch_that_the_profile_covers_have_a_usual_size() -> None:
+    assert usual_sizes(recipe(batch=(1, 4, 8), length=(3, 12, 64)), TOKENS) == {"length": 12}
+    assert usual_sizes(recipe(batch=(1, 4, 8)), TOKENS) == {}
+    assert usual_sizes(recipe(batch=(1, 4, 8), width=(8, 16, 64)), IMAGES) == {"width": 16}
+
+
+@pytest.mark.parametrize(("opt", "start"), [(12, 3), (9, 2), (10, 2), (1, 0), (64, 3), (8, 2)])
+def test_timing_begins_with_the_first_sample_closest_to_the_usual_size(opt: int, start: int) -> None:
+    assert usual_start(sentences(), TOKENS, {"length": opt}) == start
+
+
+def test_the_order_of_the_data_does_not_change_the_length_that_is_timed() -> None:
+    lengths = (54, 8, 36, 36, 30, 33, 31, 8)
+    for order in (lengths, tuple(sorted(lengths)), tuple(sorted(lengths, reverse=True))):
+        samples = sentences(order)
+        start = usual_start(samples, TOKENS, {"length": 36})
+        assert pipeline_feeds.feed(samples, TOKENS, 2, start)["ids"].shape == (2, 36)
+
+
+def test_a_batch_repeats_samples_of_the_one_shape_where_there_are_too_few() -> None:
+    samples = sentences((54, 32, 8, 32, 54))
+    found = pipeline_feeds.feed(samples, TOKENS, 5, usual_start(samples, TOKENS, {"length": 32}))
+    assert found["ids"][:, 0].tolist() == [200, 400, 200, 400, 200]
+
+
+def test_several_axes_count_by_their_shares_of_the_usual_size() -> None:
+    samples = Counted((100, 20), (110, 12), (200, 10))
+    assert usual_start(samples, IMAGES, {"height": 100, "width": 10}) == 1
+
+
+def test_looking_for_the_usual_size_ends_at_an_exact_hit_and_after_256_samples() -> None:
+    hit = Counted(*[(8, n) for n in range(50)])
+    assert usual_start(hit, IMAGES, {"width": 7}) == 7
+    assert hit.looked == 8
+    long = Counted(*[(8, 1000 - n) for n in range(400)])
+    assert usual_start(long, IMAGES, {"width": 1}) == 255
+    assert long.looked == 256
+
+
+def test_no_sample_is_looked_at_where_no_axis_has_a_usual_size() -> None:
+    samples = Counted((8, 8))
+    assert usual_start(samples, IMAGES, {}) == 0
+    assert samples.looked == 0

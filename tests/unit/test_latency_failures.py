@@ -191,7 +191,11 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, bench: Any, broken: str, error: O
     monkeypatch.setattr(receipt, "delivered", delivered)
     monkeypatch.setattr(evaluate, "_check_labels", lambda *_: None)
     monkeypatch.setattr(evaluate, "_evaluate", found)
-    subjects: Any = [SimpleNamespace(name=name, precision="int8", variant=name) for name in ("base", "big", "small")]
+    artifact = SimpleNamespace(inputs=())
+    subjects: Any = [
+        SimpleNamespace(name=name, precision="int8", variant=name, artifact=artifact)
+        for name in ("base", "big", "small")
+    ]
     measured = Measured()
     evaluate.measure_accuracy(subjects, bench, measured)
     return measured
