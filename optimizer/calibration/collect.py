@@ -30,7 +30,7 @@ from optimizer.types import TensorSpec
 BATCH = 16
 # Activations held at once: large pictures come in smaller batches. Half of it, and half as much again, take longer
 # (ResNet-18, 224x224): every batch costs some, and so does memory that is touched for the first time.
-_BUDGET_BYTES = 128 << 20
+_BUDGET_BYTES = 112 << 20
 # Batches run side by side, each on its share of the processors: while one is counted, another is inferred. Histograms
 # do not depend on the order in which they are fed.
 _MOST_WORKERS = 4
