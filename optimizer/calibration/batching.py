@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-import numpy as np
-
-from optimizer.data.samples import Batch, Sample, Samples
+from optimizer.data.samples import Batch, Sample, Samples, stack
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -64,17 +62,12 @@ def fitting_batches(samples: Samples, size: Callable[[Shapes], int]) -> Iterator
     for sample in samples:
         if shapes_of(sample) != shapes:
             if group:
-                yield _stack(group)
+                yield stack(group)
             group, shapes, row = [], shapes_of(sample), 0
         group.append(sample)
         row += 1
         if row % size(shapes) == 0:
-            yield _stack(group)
+            yield stack(group)
             group = []
     if group:
-        yield _stack(group)
-
-
-def _stack(group: list[Sample]) -> Batch:
-    inputs = {name: np.stack([s.inputs[name] for s in group]) for name in group[0].inputs}
-    return Batch(inputs, [s.target for s in group], [s.identity for s in group])
+        yield stack(group)

@@ -94,7 +94,7 @@ class Bundle:
 
     @cached_property
     def golden_inputs(self) -> dict[str, Array]:
-        """Real inputs: the first samples that it was evaluated on."""
+        """Real inputs: samples of one shape that it was evaluated on."""
         place = self.folder / GOLDEN
         try:
             return read_golden(place)[0]

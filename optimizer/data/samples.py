@@ -66,17 +66,18 @@ def batches(samples: Samples, size: int) -> Iterator[Batch]:
     group: list[Sample] = []
     for sample in samples:
         if group and (len(group) == size or _shapes(sample) != _shapes(group[0])):
-            yield _stack(group)
+            yield stack(group)
             group = []
         group.append(sample)
     if group:
-        yield _stack(group)
+        yield stack(group)
 
 
 def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in sample.inputs.items()}
 
 
-def _stack(group: list[Sample]) -> Batch:
+def stack(group: Sequence[Sample]) -> Batch:
+    """Return samples of one shape as a batch."""
     inputs = {name: np.stack([s.inputs[name] for s in group]) for name in group[0].inputs}
     return Batch(inputs, [s.target for s in group], [s.identity for s in group])

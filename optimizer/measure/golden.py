@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from optimizer.data.samples import Array, Batch, Sample, Samples
+from optimizer.data.samples import Array, Batch, Samples, stack
 
 _Shape = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -50,7 +50,7 @@ class GoldenSamples:
         if places == list(range(self._first)):
             return []
         groups = [places[start : start + batch] for start in range(0, len(places), batch)]
-        parts = [_stack([samples[place] for place in group]) for group in groups]
+        parts = [stack([samples[place] for place in group]) for group in groups]
         self._parts = [part.inputs for part in parts]
         return parts
 
@@ -69,8 +69,3 @@ class GoldenSamples:
 
     def _chosen(self) -> list[int]:
         return max(self._places.values(), key=len, default=[])  # of equals the first
-
-
-def _stack(group: list[Sample]) -> Batch:
-    inputs = {name: np.stack([s.inputs[name] for s in group]) for name in group[0].inputs}
-    return Batch(inputs, [s.target for s in group], [s.identity for s in group])

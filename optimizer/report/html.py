@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from optimizer.report import bars, plot, precision, tables, view
 from optimizer.report import format as fmt
 from optimizer.report.limits import gate_batch
-from optimizer.report.load import load_tables
 from optimizer.report.notes import notes
 from optimizer.report.trace import OPENED_BY, Traces
-from optimizer.report.worth import worth_table
 from optimizer.results import Report
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def render_html(report: Report, traces: Traces = ()) -> str:
         "rows": rows,
         "shared": shared,
         "plots": [{**asdict(f), "markup": Markup(f.markup)} for f in _figures(report, batch)],
-        "details": _details(report),
+        "details": view.details(report),
         "layers": precision.layer_tables(report, _LAYERS),
         "calibrations": precision.calibrations(report),
         "stages": tables.stage_table(report),
@@ -100,19 +98,6 @@ def _rows(report: Report) -> tuple[list[dict[str, Any]], dict[str, tuple[str, ..
         for r in found
     ]
     return rows, shared
-
-
-def _details(report: Report) -> tuple[tables.Table, ...]:
-    return (
-        tables.gate_table(report),
-        tables.accuracy_table(report),
-        tables.latency_table(report),
-        worth_table(report),
-        tables.precision_table(report),
-        tables.numerics_table(report),
-        tables.resources_table(report),
-        *load_tables(report),
-    )
 
 
 def _template() -> Template:

@@ -8,10 +8,8 @@ import re
 from optimizer.report import format as fmt
 from optimizer.report import precision, tables, view
 from optimizer.report.limits import gate_batch
-from optimizer.report.load import load_tables
 from optimizer.report.notes import notes
 from optimizer.report.trace import OPENED_BY, Traces
-from optimizer.report.worth import worth_table
 from optimizer.results import Report
 
 _LAYERS = 20  # rows per candidate; the page has more
@@ -39,17 +37,7 @@ def render_markdown(report: Report, traces: Traces = ()) -> str:
     if head.failed:
         lines += ["", f"**Failed: {escape(', '.join(head.failed))}.**"]
     lines += ["", "## Candidates", "", *_candidates(report)]
-    for table in (
-        tables.gate_table(report),
-        tables.accuracy_table(report),
-        tables.latency_table(report),
-        worth_table(report),
-        tables.precision_table(report),
-        tables.numerics_table(report),
-        tables.resources_table(report),
-        *load_tables(report),
-        *precision.layer_tables(report, _LAYERS),
-    ):
+    for table in (*view.details(report), *precision.layer_tables(report, _LAYERS)):
         if table:
             lines += ["", *_details(table)]
     lines += _calibrations(report)

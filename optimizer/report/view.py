@@ -8,11 +8,13 @@ from typing import Literal
 
 from optimizer.gate import disturbances
 from optimizer.report import format as fmt
+from optimizer.report import tables
 from optimizer.report.limits import gate_batch, limits
+from optimizer.report.load import load_tables
 from optimizer.report.tables import holders, worst_sqnr
 from optimizer.report.ties import same_files, ties
 from optimizer.report.title import shaky, title
-from optimizer.report.worth import gain_over_fp32, not_worth_it
+from optimizer.report.worth import gain_over_fp32, not_worth_it, worth_table
 from optimizer.results import CandidateReport, Report
 
 Status = Literal["measured", "built", "failed"]
@@ -117,6 +119,20 @@ def _beside(report: Report) -> tuple[str, ...]:
     without = not_worth_it(report)
     idle = (f"{name}: {without[name]}" for name in report.recommended.values() if name in without)
     return (*ties(report), *idle)
+
+
+def details(report: Report) -> tuple[tables.Table, ...]:
+    """Return the tables below the candidates, as the page and the Markdown have them."""
+    return (
+        tables.gate_table(report),
+        tables.accuracy_table(report),
+        tables.latency_table(report),
+        worth_table(report),
+        tables.precision_table(report),
+        tables.numerics_table(report),
+        tables.resources_table(report),
+        *load_tables(report),
+    )
 
 
 def figures(report: Report, candidate: CandidateReport) -> tuple[Figure, ...]:
