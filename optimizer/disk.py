@@ -1,9 +1,11 @@
-"""What can be wrong with the place where the store and the runs lie, and how much lies there."""
+"""What can be wrong with the place where the store and the runs lie, how much lies there, and files written whole."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,3 +66,16 @@ def folder_size(folder: Path) -> int:
         with suppress(FileNotFoundError):
             size += file.stat().st_size if file.is_file() else 0
     return size
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its name, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -133,16 +132,11 @@ def _read(place: Path) -> tuple[Report, Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write beside the destination and rename: what reads it meanwhile sees the old or the new file, never a part."""
+    from optimizer.disk import write_text
     from optimizer.errors import UsageError
 
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, text)
     except OSError as error:
         hint = "Give a file in a folder that exists and can be written."
         raise UsageError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error

@@ -36,7 +36,8 @@ def command(run: str, form: str, output: Path | None) -> None:
 
     given = Path(run)
     place = given if given.is_file() else find_run(run)
-    from optimizer.report.read import read_report, write_text  # what a bare install lacks is said second
+    from optimizer.disk import write_text
+    from optimizer.report.read import read_report  # what a bare install lacks is said second
 
     text = _render(form, place if place.is_dir() else place.parent)(read_report(place))
     if output is None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
+from optimizer.disk import write_text
 from optimizer.errors import UsageError
 from optimizer.results import Report
 
@@ -71,16 +70,3 @@ def to_json(report: Report) -> str:
 def write_json(report: Report, path: Path) -> None:
     """Write report.json. A reader sees the old file or the new one, never half of one."""
     write_text(path, to_json(report))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its name, then rename it into place."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
